@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all: a temporary name, fsync, rename, fsync of the directory."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from modelpack.errors import InsufficientDiskError
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``content``; readers see the old bytes or the new ones. Makes missing parents.
+
+    Raises InsufficientDiskError when the disk is full; the old content then stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(temporary).rename(path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientDiskError(f"no space left to write {path}") from error
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside ``path`` survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""JSON from strangers: bounded depth, no duplicate keys, no NaN.
+
+Two parsers that disagree about a duplicate key are how one document passes a check and another is used
+(CVE-2021-41190 is of this kind), so such documents are refused.
+"""
+
+import json
+import re
+from typing import Any
+
+from modelpack.errors import InvalidContentError
+
+MAX_DEPTH = 64
+
+# A string that never ends swallows the rest, so that a hostile document is scanned once and not once per quote.
+_NOT_A_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[^\[\]{}"]+', re.DOTALL)
+
+
+def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises InvalidContentError, naming ``what``, when the bytes are not UTF-8 JSON, not an object, nested deeper than
+    64, or repeat a key.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise InvalidContentError(f"{what} repeats a key")
+        return result
+
+    def no_constant(name: str) -> Any:
+        raise InvalidContentError(f"{what} holds {name}, which is not JSON")
+
+    _check_depth(raw, what)
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidContentError(f"{what} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidContentError(f"{what} is not a JSON object")
+    return document
+
+
+def canonical(document: object) -> bytes:
+    """How modelpack spells JSON: compact, UTF-8, keys in the order they were given."""
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _check_depth(raw: bytes, what: str) -> None:
+    # Before json.loads, whose recursion a deep document exhausts. Brackets inside strings do not count.
+    depth = 0
+    for bracket in _NOT_A_BRACKET.sub(b"", raw):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise InvalidContentError(f"{what} is nested deeper than {MAX_DEPTH}")

@@ -1,0 +1,78 @@
+"""What the places that hold artifacts have in common: the local store, a repository in a registry, an OCI layout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from modelpack.errors import DigestMismatchError, InvalidContentError
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest
+
+BlobStream = AbstractContextManager[Iterator[bytes]]
+"""The bytes of a blob in chunks of at most a few MiB; the context holds the file or the connection open."""
+
+OpenBlob = Callable[[int], BlobStream]
+"""Opens the same blob at a byte offset, as often as needed: how an interrupted transfer resumes."""
+
+
+class Source(Protocol):
+    """One repository's worth of artifacts to read from."""
+
+    def resolve(self, selector: str) -> Descriptor:
+        """The manifest that a tag or a digest names now. Raises NotFoundError."""
+
+    def fetch_manifest(self, descriptor: Descriptor) -> Manifest:
+        """The manifest's bytes, checked against the descriptor. Raises NotFoundError, DigestMismatchError."""
+
+    def read_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobStream:
+        """The blob's bytes from ``offset`` on. NOT checked: whoever keeps or uses them hashes them."""
+
+    def list_referrers(self, subject: Digest) -> list[Descriptor]:
+        """Manifests whose subject is ``subject``, from the referrers API and the fallback tag, as advertised there.
+
+        The descriptors are claims: fetch a manifest and look at its own ``subject`` and ``artifactType``.
+        """
+
+    def list_tags(self) -> list[str]:
+        """All tags, sorted."""
+
+
+class Target(Source, Protocol):
+    """A Source that can be written to."""
+
+    def has_blob(self, descriptor: Descriptor) -> bool: ...
+
+    def write_blob(
+        self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Store a blob that streams from ``open_blob``; only content that matches the descriptor becomes visible.
+
+        ``on_bytes`` hears of every chunk that arrives, and of what an earlier try had already brought.
+        Raises DigestMismatchError, InsufficientDiskError.
+        """
+
+    def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
+        """Store a manifest under its digest and, if asked, point ``tag`` at it; list it among its subject's
+        referrers. Idempotent. Raises InvalidContentError when a blob that it names is missing.
+        """
+
+
+def read_whole(source: Source, descriptor: Descriptor, *, limit: int) -> bytes:
+    """A small blob in memory, checked. Raises InvalidContentError above ``limit`` bytes, DigestMismatchError."""
+    if descriptor.size > limit:
+        raise InvalidContentError(f"{descriptor.digest} has {descriptor.size} bytes, more than {limit}")
+    content = bytearray()
+    with source.read_blob(descriptor) as chunks:
+        for chunk in chunks:
+            content += chunk
+            if len(content) > descriptor.size:
+                raise DigestMismatchError(f"{descriptor.digest} is longer than the {descriptor.size} bytes promised")
+    return descriptor.check(bytes(content))
+
+
+def write_whole(target: Target, content: bytes, media_type: str) -> Descriptor:
+    """Store a small blob from memory; returns its descriptor."""
+    descriptor = Descriptor.of(content, media_type)
+    if not target.has_blob(descriptor):
+        target.write_blob(descriptor, lambda offset: nullcontext(iter([content[offset:]])))
+    return descriptor
