@@ -1,0 +1,282 @@
+"""build: a checkpoint, a GGUF file or a hub repository becomes one artifact per quantization in the store.
+
+First a plan, then the work. The same inputs give the same digests on every machine: no name, time or path of this one
+gets into a blob.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modelpack import gguf_header, hub
+from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.errors import InsufficientDiskError, InvalidInputError, NotFoundError, UnsupportedError
+from modelpack.formats import Codec, FileKind, Model, ModelFile
+from modelpack.formats.licenses import spdx
+from modelpack.gguf_header import GGUFHeader
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor
+from modelpack.oci.reference import FileReference, HubReference, Reference
+from modelpack.oci.target import write_whole
+from modelpack.progress import SILENT, Progress
+from modelpack.quantize import Quantization, parse_quantization, quantize
+from modelpack.store import Store
+
+# Harbor shows documents up to this size, and nobody writes larger ones.
+MAX_DOCUMENT_SIZE = 4 << 20
+# Docker's config repeats the metadata; a chat template is worth that, a megabyte of prose is not.
+_MAX_METADATA_TEXT = 64 << 10
+_DOCUMENTS = ("LICENSE", "README.md")
+_PLAIN_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One quantization to build, the references that will name it, and about how many bytes it takes."""
+
+    quantization: Quantization
+    references: tuple[Reference, ...]
+    file_name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the weights come from, as far as the artifact may say so."""
+
+    name: str
+    source_url: str | None = None
+    revision: str | None = None
+    created: datetime = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What a build will do. Exactly one of ``snapshot``, ``conversion`` and ``gguf`` says where it starts."""
+
+    origin: Origin
+    codec: Codec
+    variants: tuple[Variant, ...]
+    snapshot: hub.Snapshot | None = None
+    conversion: ConversionPlan | None = None
+    checkpoint: Checkpoint | None = None
+    gguf: Path | None = None
+    gguf_type: str | None = None
+
+    @property
+    def fetch_size(self) -> int:
+        return sum(file.size for file in self.snapshot.files) if self.snapshot else 0
+
+    @property
+    def intermediate_size(self) -> int:
+        """Bytes of the GGUF that all variants are quantized from; 0 when the source is one already."""
+        if self.conversion:
+            return self.conversion.output_size
+        # A hub repository's weights become a GGUF of about their own size.
+        return self.fetch_size
+
+    @property
+    def peak_disk(self) -> int:
+        """Bytes needed at the worst moment, beside what the source itself takes."""
+        return self.fetch_size + self.intermediate_size + sum(variant.size for variant in self.variants)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltVariant:
+    quantization: str
+    references: tuple[Reference, ...]
+    descriptor: Descriptor
+    file: ModelFile
+    fallbacks: tuple[str, ...] = ()
+
+
+def plan_build(
+    source: HubReference | FileReference,
+    reference: Reference,
+    quantizations: Sequence[str],
+    *,
+    codec: Codec,
+    created: datetime | None = None,
+    token: str | None = None,
+) -> BuildPlan:
+    """Read headers only and raise early.
+
+    ``created`` (SOURCE_DATE_EPOCH) wins over the commit's date; without either the artifact says 1970.
+    Raises NotFoundError, UnknownArchitectureError, UnknownQuantizationError, InvalidGGUFError, InvalidCheckpointError.
+    """
+    wanted = [parse_quantization(name) for name in quantizations]
+    name = reference.repository.rpartition("/")[2]
+    if isinstance(source, HubReference):
+        snapshot = hub.resolve(source, token=token)
+        origin = Origin(
+            name=source.repository.rpartition("/")[2],
+            source_url=f"https://huggingface.co/{source.repository}",
+            revision=snapshot.commit,
+            created=created or snapshot.committed_at or Origin.created,
+        )
+        weights = sum(file.size for file in snapshot.files if file.path.endswith(".safetensors"))
+        # The hub gives sizes, not shapes: 16 bits a weight is what is published.
+        return BuildPlan(origin, codec, _variants(origin, reference, wanted, "BF16", weights // 2), snapshot=snapshot)
+    origin = Origin(name=name, created=created or Origin.created)
+    if source.path.is_dir():
+        checkpoint = Checkpoint.open(source.path)
+        conversion = plan_conversion(checkpoint, name=origin.name)
+        variants = _variants(origin, reference, wanted, conversion.file_type, conversion.parameters)
+        return BuildPlan(origin, codec, variants, conversion=conversion, checkpoint=checkpoint)
+    if not source.path.exists():
+        raise NotFoundError(f"there is no checkpoint or GGUF file at {source.path}")
+    if source.path.suffix != ".gguf":
+        raise UnsupportedError(f"{source.path} is neither a checkpoint directory nor a .gguf file")
+    header = gguf_header.read_header(source.path)
+    variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
+    for variant in variants:
+        if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):
+            raise InvalidInputError(
+                f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be made "
+                "from F32, F16 or BF16"
+            )
+    return BuildPlan(origin, codec, variants, gguf=source.path, gguf_type=header.file_type)
+
+
+def run_build(
+    plan: BuildPlan,
+    store: Store,
+    *,
+    work_dir: Path | None = None,
+    token: str | None = None,
+    progress: Progress = SILENT,
+) -> list[BuiltVariant]:
+    """Carry a plan out. Tags move last, all of them together; an interrupted build leaves no tag and no half file.
+
+    Raises ConversionError, WorkerError, InsufficientDiskError besides what planning raises.
+    """
+    parent = work_dir or store.work_directory
+    parent.mkdir(parents=True, exist_ok=True)
+    _check_space(parent, plan)
+    with ExitStack() as stack:
+        stack.enter_context(store.lease())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="build-")))
+        if plan.snapshot:
+            checkpoint = Checkpoint.open(hub.fetch(plan.snapshot, work / "source", token=token, progress=progress))
+            conversion = plan_conversion(checkpoint, name=plan.origin.name)
+            plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
+        base, base_type = plan.gguf, plan.gguf_type
+        if plan.conversion:
+            base, base_type = work / "intermediate.gguf", plan.conversion.file_type
+            run_conversion(plan.conversion, base, progress=progress)
+        if base is None:
+            raise AssertionError("a plan without a source")
+        built = [_build_variant(plan, variant, base, base_type, work, store, progress) for variant in plan.variants]
+        for variant in built:
+            for reference in variant.references:
+                store.repository(reference.name).tag(variant.descriptor, reference.tagged.rpartition(":")[2])
+    return built
+
+
+def _build_variant(
+    plan: BuildPlan,
+    variant: Variant,
+    base: Path,
+    base_type: str | None,
+    work: Path,
+    store: Store,
+    progress: Progress,
+) -> BuiltVariant:
+    fallbacks: tuple[str, ...] = ()
+    if base_type == variant.quantization.name:
+        weights, ours = base, False
+    else:
+        weights, ours = work / variant.file_name, True
+        result = quantize(base, weights, variant.quantization, progress=progress)
+        fallbacks = tuple(str(tensor) for tensor in result.fallbacks)
+    header = gguf_header.read_header(weights)
+    digest = store.import_file(weights, move=ours)
+    repository = store.repository(variant.references[0].name)
+    documents = _documents(plan.checkpoint, repository)
+    file = ModelFile(variant.file_name, FileKind.WEIGHT, digest.digest, digest.size)
+    model = _describe(plan, variant, header, (file, *documents))
+    encoded = plan.codec.encode(model)
+    config = encoded.manifest.config
+    if config is None:
+        raise AssertionError("a codec that writes no config")
+    write_whole(repository, encoded.config, config.media_type)
+    descriptor = repository.put_manifest(encoded.manifest)
+    return BuiltVariant(variant.quantization.name, variant.references, descriptor, file, fallbacks)
+
+
+def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tuple[ModelFile, ...]) -> Model:
+    card = plan.checkpoint.card if plan.checkpoint else None
+    license_id = card.license if card else _text(header.metadata, "general.license")
+    return Model(
+        name=plan.origin.name,
+        files=files,
+        created=plan.origin.created,
+        architecture=header.architecture,
+        quantization=variant.quantization.name,
+        parameters=header.parameters,
+        context_length=header.context_length,
+        title=header.name or plan.origin.name,
+        source_url=plan.origin.source_url,
+        revision=plan.origin.revision,
+        licenses=(spdx(license_id),) if license_id else (),
+        base_models=card.base_models if card else (),
+        embeds=f"{header.architecture}.pooling_type" in header.metadata,
+        gguf=_metadata_texts(header),
+    )
+
+
+def _documents(checkpoint: Checkpoint | None, repository: "object") -> tuple[ModelFile, ...]:
+    raise NotImplementedError
+
+
+def _metadata_texts(header: GGUFHeader) -> Mapping[str, str]:
+    """The metadata as text, without arrays and without what is too long to repeat."""
+    texts = {}
+    for key, value in header.metadata.items():
+        if isinstance(value, bool):
+            texts[key] = "true" if value else "false"
+        elif isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= _MAX_METADATA_TEXT):
+            texts[key] = str(value)
+    return texts
+
+
+def _text(metadata: Mapping[str, object], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _variants(
+    origin: Origin, reference: Reference, wanted: Sequence[Quantization], base_type: str | None, parameters: int
+) -> tuple[Variant, ...]:
+    """One variant per quantization: ``REF-q8_0`` each, and the first gets ``REF`` itself, too."""
+    if not wanted:
+        if base_type is None:
+            raise InvalidInputError("the file does not say how it is quantized: name it with --quant")
+        wanted = [parse_quantization(base_type)]
+    if len({quantization.name for quantization in wanted}) != len(wanted):
+        raise InvalidInputError("a quantization is asked for twice")
+    if reference.digest:
+        raise InvalidInputError(f"{reference} names a digest; a build makes its own")
+    tag = reference.tagged.rpartition(":")[2]
+    variants = []
+    for position, quantization in enumerate(wanted):
+        own = reference.with_tag(f"{tag}-{quantization.name.lower()}")
+        references = (reference.with_tag(tag), own) if position == 0 else (own,)
+        size = int(parameters * quantization.bits_per_weight / 8)
+        variants.append(Variant(quantization, references, f"{origin.name}-{quantization.name}.gguf", size))
+    return tuple(variants)
+
+
+def _check_space(directory: Path, plan: BuildPlan) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < plan.peak_disk:
+        raise InsufficientDiskError(
+            f"the build needs about {plan.peak_disk / 2**30:.1f} GiB in {directory}, where {free / 2**30:.1f} GiB are free"
+        )
+
+
+__all__ = ["BuildPlan", "BuiltVariant", "Digest", "Origin", "Variant", "plan_build", "run_build"]

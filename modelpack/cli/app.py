@@ -1,0 +1,114 @@
+"""What every command gets: settings, the store, progress, and the way to answer."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import click
+
+from modelpack.cli.progress import make_progress
+from modelpack.cli.settings import Settings, load_settings
+from modelpack.progress import Progress
+
+if TYPE_CHECKING:
+    from modelpack.store import Store
+
+P = ParamSpec("P")
+
+PROGRESS_MODES = ("auto", "plain", "json", "none")
+
+
+class App:
+    """One command's surroundings. Nothing heavy is imported until it is asked for."""
+
+    def __init__(self, settings: Settings, *, json_output: bool, progress: Progress) -> None:
+        self.settings = settings
+        self.json_output = json_output
+        self.progress = progress
+
+    @cached_property
+    def store(self) -> "Store":
+        from modelpack.store import Store
+
+        return Store.open(self.settings.store)
+
+    def answer(self, document: Mapping[str, Any], text: str) -> None:
+        """The one answer on stdout: ``document`` with --json (schemas/cli), else ``text``."""
+        if self.json_output:
+            text = json.dumps(document, indent=2, ensure_ascii=False)
+        if text:
+            click.echo(text)
+
+    def table(self, document: Mapping[str, Any], header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """An answer in columns; without rows the header alone still says what would be there."""
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        )
+        self.answer(document, "\n".join(lines))
+
+    def note(self, message: str) -> None:
+        self.progress.note(message)
+
+    def hint(self, message: str) -> None:
+        """What to type next: for a person at a terminal, not for a log."""
+        if sys.stderr.isatty() and not self.json_output:
+            self.progress.note(message)
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[Concatenate[App, P], None]], click.Command]:
+    """A click command with the options that all commands share; the function gets an App first."""
+
+    def decorate(function: Callable[Concatenate[App, P], None]) -> click.Command:
+        @click.option("--json", "json_output", is_flag=True, help="Answer with one JSON object.")
+        @click.option("-q", "--quiet", is_flag=True, help="No progress, only warnings and errors.")
+        @click.option("-v", "--verbose", is_flag=True, help="Log what happens underneath.")
+        @click.option("--progress", type=click.Choice(PROGRESS_MODES), help="How to show progress.  [default: auto]")
+        @click.option("--store", type=click.Path(), help="The local store.  [env: MODELPACK_STORE]")
+        @functools.wraps(function)
+        def run(
+            *args: P.args,
+            json_output: bool,
+            quiet: bool,
+            verbose: bool,
+            progress: str | None,
+            store: str | None,
+            **kwargs: P.kwargs,
+        ) -> None:
+            settings = load_settings(store=store, progress=progress)
+            if verbose:
+                import logging
+
+                logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+            mode = settings.progress if settings.progress in PROGRESS_MODES else "auto"
+            app = App(settings, json_output=json_output, progress=make_progress(mode, quiet=quiet))
+            function(app, *args, **kwargs)
+
+        return click.command(name, **attributes)(run)
+
+    return decorate
+
+
+EXISTING_FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
+"""A path to a file; that it exists is checked where it is read, so that its absence has exit code 3 and not 2."""
+
+
+def read_file(path: Path, *, limit: int) -> bytes:
+    """A small file that a flag names. Raises NotFoundError, InvalidInputError."""
+    from modelpack.errors import InvalidInputError, NotFoundError
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file {path}") from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise InvalidInputError(f"{path} is larger than {limit} bytes")
+    return content

@@ -1,0 +1,137 @@
+"""modelpack build."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from modelpack.cli.app import App, command
+from modelpack.cli.progress import human_size
+from modelpack.errors import InvalidInputError
+from modelpack.oci.reference import FileReference, HubReference, Reference
+
+if TYPE_CHECKING:
+    from modelpack.build import BuildPlan, BuiltVariant
+
+
+@command("build")
+@click.argument("source")
+@click.option("-t", "--tag", "reference", required=True, help="Name of the model: [registry/]repository[:tag].")
+@click.option("--quant", "quantizations", multiple=True, help="Quantization, such as Q4_K_M; repeat for more variants.")
+@click.option("--format", "format_", default="cncf", show_default=True, help="Artifact format: cncf or docker.")
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Where temporary files go.  [default: in the store]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+def build(
+    app: App,
+    source: str,
+    reference: str,
+    quantizations: tuple[str, ...],
+    format_: str,
+    work_dir: Path | None,
+    dry_run: bool,
+) -> None:
+    """Convert, quantize and package a model into the local store.
+
+    SOURCE is a checkpoint directory, a .gguf file, or hf://org/repo[@revision]. The first --quant is what REF names; each
+    variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep their type.
+
+    \b
+    modelpack build ./tiny-llama -t localhost:5000/demo/tiny-llama:v1 --quant Q4_K_M --quant Q8_0
+    modelpack build hf://HuggingFaceTB/SmolLM2-135M-Instruct -t smollm2:135m --quant Q4_K_M
+    """
+    from modelpack.build import plan_build, run_build
+    from modelpack.formats import codec_named
+
+    environment = app.settings.environment
+    token = environment.get("HF_TOKEN") or None
+    plan = plan_build(
+        _parse_source(source),
+        Reference.parse(reference),
+        quantizations,
+        codec=codec_named(format_),
+        created=_source_date(environment.get("SOURCE_DATE_EPOCH")),
+        token=token,
+    )
+    if dry_run:
+        app.answer(*_plan_answer(plan, source))
+        return
+    built = run_build(
+        plan, app.store, work_dir=work_dir or app.settings.work_dir, token=token, progress=app.progress
+    )
+    for variant in built:
+        if variant.fallbacks:
+            app.note(f"{variant.quantization}: {len(variant.fallbacks)} tensors fell back to another type")
+    app.answer(*_built_answer(built))
+    app.hint(f"next: modelpack run {built[0].references[0]} 'Hello!'   or: modelpack push {built[0].references[0]}")
+
+
+def _parse_source(text: str) -> HubReference | FileReference:
+    if text.startswith("hf://"):
+        return HubReference.parse(text)
+    return FileReference(Path(text.removeprefix("file:")))
+
+
+def _source_date(text: str | None) -> datetime | None:
+    if not text:
+        return None
+    try:
+        return datetime.fromtimestamp(int(text), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InvalidInputError(f"SOURCE_DATE_EPOCH is not a number of seconds: {text!r}") from error
+
+
+def _plan_answer(plan: "BuildPlan", source: str) -> tuple[dict[str, object], str]:
+    document = {
+        "source": source,
+        "revision": plan.origin.revision,
+        "name": plan.origin.name,
+        "format": plan.codec.name,
+        "created": plan.origin.created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "architecture": plan.conversion.architecture if plan.conversion else None,
+        "fetch_size": plan.fetch_size,
+        "intermediate_size": plan.intermediate_size,
+        "peak_disk": plan.peak_disk,
+        "variants": [
+            {
+                "quantization": variant.quantization.name,
+                "references": [str(reference) for reference in variant.references],
+                "file": variant.file_name,
+                "estimated_size": variant.size,
+            }
+            for variant in plan.variants
+        ],
+    }
+    lines = [f"source     {source}" + (f" @ {plan.origin.revision}" if plan.origin.revision else "")]
+    if plan.fetch_size:
+        lines.append(f"fetch      {human_size(plan.fetch_size)}")
+    if plan.conversion:
+        conversion = plan.conversion
+        lines.append(
+            f"convert    {conversion.architecture} to {conversion.file_type}, {human_size(conversion.output_size)}, "
+            f"{len(conversion.tensors)} tensors"
+        )
+    for variant in plan.variants:
+        names = ", ".join(str(reference) for reference in variant.references)
+        lines.append(f"variant    {variant.quantization.name}  about {human_size(variant.size)}  {names}")
+    lines.append(f"peak disk  about {human_size(plan.peak_disk)}")
+    return document, "\n".join(lines)
+
+
+def _built_answer(built: "list[BuiltVariant]") -> tuple[dict[str, object], str]:
+    document = {
+        "variants": [
+            {
+                "quantization": variant.quantization,
+                "references": [str(reference) for reference in variant.references],
+                "digest": str(variant.descriptor.digest),
+                "file": {"name": variant.file.name, "digest": str(variant.file.digest), "size": variant.file.size},
+                "fallback_tensors": list(variant.fallbacks),
+            }
+            for variant in built
+        ]
+    }
+    lines = [
+        f"{reference}@{variant.descriptor.digest}" for variant in built for reference in variant.references
+    ]
+    return document, "\n".join(lines)

@@ -1,0 +1,96 @@
+"""Which exit code an error means, and what to do next: the only file that knows both."""
+
+from dataclasses import dataclass
+
+from modelpack import errors as e
+
+EXIT_CODES: dict[int, str] = {
+    0: "ok",
+    1: "failed",
+    2: "usage, or a malformed reference, policy, specification or setting",
+    3: "not found",
+    4: "access denied, or gated",
+    5: "registry or network unavailable: the only one worth an automatic retry",
+    6: "untrusted: signature, policy or digest; never retry",
+    7: "a check failed: smoke, device assertion, quality gate",
+    8: "not enough disk or memory",
+    9: "llama.cpp crashed or timed out in its worker",
+    70: "a bug of ours",
+    130: "interrupted; what was transferred is kept",
+}
+
+BUG = 70
+INTERRUPTED = 130
+
+# The most special class first: the first that fits gives exit code and hint.
+_TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
+    (e.MalformedReferenceError, 2, "references look like registry.example.com/team/model:tag"),
+    (e.UnknownQuantizationError, 2, ""),
+    (e.MalformedPolicyError, 2, "fix the policy file, or name another with --policy"),
+    (e.InvalidKeyError, 2, "modelpack keygen makes a key; its password comes from a prompt or MODELPACK_PASSWORD"),
+    (e.InvalidInputError, 2, "see --help"),
+    (
+        e.UnknownArchitectureError,
+        1,
+        "convert it elsewhere and build from the GGUF file: modelpack build MODEL.gguf -t REF",
+    ),
+    (e.InvalidGGUFError, 1, "the file is damaged or hostile: fetch it again from where it came from"),
+    (e.InvalidCheckpointError, 1, "fetch the checkpoint again; only safetensors checkpoints are read"),
+    (e.NotFoundError, 3, "modelpack list shows what is in the store"),
+    (e.AccessDeniedError, 4, "modelpack login REGISTRY; for a gated model accept its terms and set HF_TOKEN"),
+    (e.HubUnavailableError, 5, "try again; HF_ENDPOINT and HTTPS_PROXY say where the hub is looked for"),
+    (e.RegistryUnavailableError, 5, "try again: what was transferred is kept"),
+    (e.UnavailableError, 5, "try again"),
+    (e.UnsignedError, 6, "ask the publisher to run: modelpack sign REF --key KEY"),
+    (
+        e.PolicyRefusedError,
+        6,
+        "modelpack trust add NAME KEY.pub --match 'REGISTRY/**' trusts a signer; --key trusts one once",
+    ),
+    (e.InvalidSignatureError, 6, "do not use it; ask the publisher what happened"),
+    (e.DigestMismatchError, 6, "do not use it; if it came over a proxy or cache, look there"),
+    (e.UntrustedError, 6, "modelpack trust list shows whom you trust"),
+    (e.CheckFailedError, 7, ""),
+    (
+        e.InsufficientDiskError,
+        8,
+        "modelpack df and modelpack prune show and free space; --work-dir moves temporary files",
+    ),
+    (e.InsufficientMemoryError, 8, "use a smaller variant or a smaller --context"),
+    (e.InsufficientResourcesError, 8, ""),
+    (e.WorkerTimeoutError, 9, "raise --timeout, or use a smaller model"),
+    (
+        e.WorkerCrashedError,
+        9,
+        "the last lines of llama.cpp's log are above; modelpack inspect shows what the file says",
+    ),
+    (e.WorkerError, 9, ""),
+    (e.StoreLockedError, 1, "wait for the other modelpack command to end"),
+    (e.RegistryRefusedError, 1, ""),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an error is told: its exit code, code name, sentence and next step."""
+
+    exit: int
+    code: str
+    message: str
+    hint: str
+
+    def to_json(self) -> dict[str, object]:
+        answer: dict[str, object] = {"code": self.code, "exit": self.exit, "message": self.message}
+        if self.hint:
+            answer["hint"] = self.hint
+        answer["retryable"] = self.exit == 5
+        return answer
+
+
+def explain(error: e.ModelpackError) -> Failure:
+    for kind, exit_code, hint in _TABLE:
+        if isinstance(error, kind):
+            # A place that knows better what to do next may say so in a note on the error.
+            notes = getattr(error, "__notes__", ())
+            return Failure(exit_code, error.code, str(error), notes[0] if notes else hint)
+    return Failure(1, error.code, str(error), "")

@@ -1,0 +1,151 @@
+"""The command group and the last line of defence: every way a command can end becomes an exit code here."""
+
+import difflib
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from modelpack import __version__
+from modelpack.cli import failures
+from modelpack.errors import ModelpackError
+
+# Command -> its module, attribute and line of help, so that --help and completion import no command at all.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "build": ("build", "build", "Convert, quantize and package a model into the local store."),
+    "push": ("registry", "push", "Send a model to a registry."),
+    "pull": ("registry", "pull", "Fetch a model whose signature the policy allows."),
+    "verify": ("verify", "verify", "Check who signed a model, every byte, and how it behaves."),
+    "run": ("run", "run", "Ask a model, or chat with it."),
+    "serve": ("serve", "serve", "Serve models behind an OpenAI-compatible API."),
+    "keygen": ("trust", "keygen", "Make a signing key."),
+    "sign": ("trust", "sign", "Sign a model in a registry or in the store."),
+    "trust": ("trust", "trust", "Say whose signatures count."),
+    "login": ("registry", "login", "Log in to a registry."),
+    "logout": ("registry", "logout", "Forget a registry's credentials."),
+    "list": ("store", "list_models", "List the models in the store."),
+    "inspect": ("store", "inspect", "Show what a model says about itself."),
+    "tag": ("store", "tag", "Give a stored model another name."),
+    "rm": ("store", "remove", "Remove a model's tag from the store."),
+    "df": ("store", "df", "Show what the store holds and what it takes."),
+    "prune": ("store", "prune", "Free what nothing in the store refers to."),
+    "registry": ("registry", "registry", "The registry that comes with modelpack."),
+    "status": ("status", "status", "Show the store, the policy and the machine."),
+    "completion": ("status", "completion", "Print a shell completion script."),
+    "version": ("status", "version", "Show versions."),
+}
+
+# What people type who come from Docker, Ollama or the hub.
+ALIASES = {"ls": "list", "images": "list", "chat": "run", "show": "inspect", "rmi": "rm", "create": "build"}
+
+
+class CommandGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(cmd_name, [*COMMANDS, *ALIASES], n=1)
+            suggestion = f" Did you mean {near[0]!r}?" if near else " See modelpack --help."
+            raise click.UsageError(f"There is no command {cmd_name!r}.{suggestion}", ctx)
+        module, attribute, _ = COMMANDS[name]
+        command = getattr(importlib.import_module(f"modelpack.cli.{module}"), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"modelpack.cli.{module}.{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        commands = [
+            CompletionItem(name, help=text) for name, (_, _, text) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return commands or super().shell_complete(ctx, incomplete)
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="modelpack %(version)s")
+def cli() -> None:
+    """From an approved checkpoint to a verified model on your GPU, with the evidence attached.
+
+    \b
+    modelpack build ./checkpoint -t registry.example.com/team/model:v1 --quant Q4_K_M
+    modelpack push registry.example.com/team/model:v1 --sign team.key
+    modelpack pull registry.example.com/team/model:v1
+    modelpack run registry.example.com/team/model:v1 "Hello"
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; ends the process with the exit code of failures.EXIT_CODES."""
+    signal.signal(signal.SIGTERM, _terminate)
+    json_output = "--json" in sys.argv
+    code = 0
+    try:
+        # Without click's own handling, main returns what --help and ctx.exit() ask for.
+        code = cli.main(standalone_mode=False) or 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("interrupted; what was transferred is kept", file=sys.stderr)
+        code = failures.INTERRUPTED
+    except click.ClickException as error:
+        code = 2
+        if json_output:
+            _answer_error({"code": "usage", "exit": 2, "message": error.format_message(), "retryable": False})
+        error.show(sys.stderr)
+    except ModelpackError as error:
+        failure = failures.explain(error)
+        code = failure.exit
+        if json_output:
+            _answer_error(failure.to_json() | getattr(error, "details", {}))
+        _tell(f"error[{failure.code}]: {failure.message}")
+        if failure.hint:
+            print(f"  next: {failure.hint}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read our answer has seen enough (modelpack list | head).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = failures.BUG
+        if json_output:
+            _answer_error({"code": "bug", "exit": code, "message": repr(error), "retryable": False})
+        traceback.print_exc()
+        _tell(f"error[bug]: this is a fault of modelpack {__version__}: please report it with the lines above")
+    _leave(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    # As Ctrl-C: whatever cleans up on an interrupt cleans up when a scheduler stops us, too.
+    raise KeyboardInterrupt
+
+
+def _answer_error(error: dict[str, object]) -> None:
+    print(json.dumps({"error": error}, indent=2, ensure_ascii=False))
+
+
+def _tell(message: str) -> None:
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        message = click.style(message, fg="red")
+    print(message, file=sys.stderr)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == failures.INTERRUPTED:
+        # A transfer thread that waits for a slow registry must not hold up Ctrl-C.
+        os._exit(code)
+    sys.exit(code)

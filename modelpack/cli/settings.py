@@ -1,0 +1,94 @@
+"""Where settings come from: flags, then MODELPACK_* in the environment, then config.toml, where a typo is an error."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelpack.errors import InvalidInputError
+
+_TEXT_KEYS = ("store", "policy", "work_dir", "authfile", "ca_file", "progress")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a person can set once for all commands. Paths are absolute."""
+
+    store: Path
+    config_directory: Path
+    policy: Path | None = None
+    work_dir: Path | None = None
+    authfile: Path | None = None
+    ca_file: Path | None = None
+    progress: str = "auto"
+    plain_http: frozenset[str] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **flags: str | None) -> Settings:
+    """Settings from ``flags`` over the environment over config.toml. Raises InvalidInputError."""
+    environment = os.environ if environment is None else environment
+    config_directory = _config_directory(environment)
+    path = Path(environment.get("MODELPACK_CONFIG") or config_directory / "config.toml").expanduser()
+    stored = _read(path)
+    values: dict[str, str] = {}
+    for key in _TEXT_KEYS:
+        value = flags.get(key) or environment.get(f"MODELPACK_{key.upper()}") or stored.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{path}: {key} is not a string")
+        values[key] = value
+    plain_http = stored.get("plain_http", [])
+    if not isinstance(plain_http, list) or not all(isinstance(host, str) for host in plain_http):
+        raise InvalidInputError(f"{path}: plain_http is not a list of registries")
+
+    def path_of(key: str) -> Path | None:
+        return Path(values[key]).expanduser().absolute() if key in values else None
+
+    return Settings(
+        store=path_of("store") or _data_directory(environment),
+        config_directory=config_directory,
+        policy=path_of("policy"),
+        work_dir=path_of("work_dir"),
+        authfile=path_of("authfile"),
+        ca_file=path_of("ca_file"),
+        progress=values.get("progress", "auto"),
+        plain_http=frozenset(plain_http),
+        environment=environment,
+    )
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read {path}: {error}") from error
+    try:
+        document: dict[str, object] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInputError(f"{path} is not TOML: {error}") from error
+    unknown = sorted(set(document) - {*_TEXT_KEYS, "plain_http"})
+    if unknown:
+        raise InvalidInputError(
+            f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(_TEXT_KEYS)}, plain_http"
+        )
+    return document
+
+
+def _data_directory(environment: Mapping[str, str]) -> Path:
+    if environment.get("XDG_DATA_HOME"):
+        return Path(environment["XDG_DATA_HOME"]) / "modelpack"
+    from platformdirs import user_data_path
+
+    return user_data_path("modelpack", appauthor=False)
+
+
+def _config_directory(environment: Mapping[str, str]) -> Path:
+    if environment.get("XDG_CONFIG_HOME"):
+        return Path(environment["XDG_CONFIG_HOME"]) / "modelpack"
+    # Like git and docker on every Unix, macOS included: a file that people edit and share.
+    return Path(environment.get("HOME") or Path.home()) / ".config" / "modelpack"

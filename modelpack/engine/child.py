@@ -1,0 +1,228 @@
+"""The child process: loads one model and serves llama-cpp-python's OpenAI server on a unix domain socket.
+
+Started as ``python -m modelpack.engine.child`` by ``engine.worker`` and by nobody else. It reads its configuration as one
+line of JSON from stdin, tells "ready" or "failed" with its facts as one line of JSON on stdout, logs to stderr, and ends
+as soon as stdin closes, which happens however the parent dies.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import resource
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_GGML_LOG_LEVEL_DEBUG = 4
+_GGML_LOG_LEVEL_CONT = 5
+
+_log_filter: object = None
+"""The log callback, kept so that it is not collected while llama.cpp holds it."""
+
+
+def main() -> None:
+    configuration = json.loads(sys.stdin.buffer.readline())
+    # Whatever llama.cpp prints to stdout belongs into the log; the channel to the parent gets a descriptor of its own.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    faulthandler.enable()
+    _limit_resources(configuration["memory_limit"])
+    isolated = _leave_network()
+    directory = Path(configuration["directory"])
+    threading.Thread(target=_die_with_parent, args=(directory,), daemon=True).start()
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(directory / "s"))
+    listener.listen()
+    try:
+        app, facts = _load(configuration)
+    except Exception as error:
+        channel.write(json.dumps({"event": "failed", "message": str(error) or type(error).__name__}) + "\n")
+        raise
+    channel.write(json.dumps({"event": "ready", "isolated": isolated, **facts}) + "\n")
+
+    import uvicorn
+
+    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")).run(sockets=[listener])
+
+
+def _limit_resources(memory: int) -> None:
+    # RLIMIT_AS would count mapped weights and the address space that GPU drivers reserve; DATA counts neither.
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, memory)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
+
+
+def _leave_network() -> bool:
+    """Move into an empty network namespace where the kernel lets us (Linux); False where it does not.
+
+    Needs a process of one thread. The unix socket stays reachable: it is a path, not an address.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    unshare = ctypes.CDLL(None, use_errno=True).unshare
+    user, group = os.geteuid(), os.getegid()
+    if unshare(_CLONE_NEWNET) == 0:
+        return True
+    if unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return False
+    with contextlib.suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    return True
+
+
+def _die_with_parent(directory: Path) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)
+
+
+def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The ASGI app over the loaded model, and the facts that the parent wants to know."""
+    import llama_cpp
+    from llama_cpp import _ggml
+
+    _filter_log(llama_cpp)
+    llama_cpp.Llama = _served_llama(llama_cpp)  # what the server below instantiates
+    from llama_cpp.server import app as server
+    from llama_cpp.server import types
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    started = time.monotonic()
+    # interrupt_requests would cancel a running answer as soon as another request arrives.
+    app = server.create_app(
+        server_settings=ServerSettings(interrupt_requests=False),
+        model_settings=[ModelSettings(**configuration["model_settings"])],
+    )
+    load_seconds = time.monotonic() - started
+    llama = server._llama_proxy()
+    commit = _ggml.libggml.ggml_commit
+    commit.restype = ctypes.c_char_p
+    facts = {
+        "load_seconds": load_seconds,
+        "llama_cpp": f"llama-cpp-python {llama_cpp.__version__}, llama.cpp {commit().decode()}",
+        "system_info": llama_cpp.llama_print_system_info().decode(),
+        "gpu_supported": bool(llama_cpp.llama_supports_gpu_offload()),
+        "layers": llama_cpp.llama_model_n_layer(llama.model) + 1,
+        "context": llama.n_ctx(),
+        "has_chat_template": llama.has_chat_template(),
+        "parameters": {
+            "/v1/chat/completions": sorted(types.CreateChatCompletionRequest.model_fields),
+            "/v1/completions": sorted(types.CreateCompletionRequest.model_fields),
+            "/v1/embeddings": sorted(types.CreateEmbeddingRequest.model_fields),
+        },
+    }
+    return app, facts
+
+
+def _filter_log(llama_cpp: Any) -> None:
+    """Write llama.cpp's log to stderr, without its debug lines, and each message on one line.
+
+    Text from the model appears in messages. Keeping it inside its line keeps it from posing as another message.
+    """
+    last_level = 0
+
+    def write(level: int, text: bytes, _: object) -> None:
+        nonlocal last_level
+        if level != _GGML_LOG_LEVEL_CONT:
+            last_level = level
+        if last_level != _GGML_LOG_LEVEL_DEBUG:
+            body, end = (text[:-1], b"\n") if text.endswith(b"\n") else (text, b"")
+            os.write(2, body.replace(b"\n", b"\\n").replace(b"\r", b"\\r") + end)
+
+    global _log_filter  # noqa: PLW0603
+    _log_filter = llama_cpp.llama_log_callback(write)
+    llama_cpp.llama_log_set(_log_filter, ctypes.c_void_p(0))
+
+
+def _served_llama(llama_cpp: Any) -> Any:
+    """The Llama class that the server gets: it reports usage and errors where llama-cpp-python keeps silent."""
+    import numpy as np
+    from fastapi import HTTPException
+    from jinja2 import TemplateError
+
+    def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+        """Status and OpenAI error of what llama-cpp-python raised."""
+        if isinstance(error, ValueError | TemplateError):
+            code = "context_length_exceeded" if "exceed context window" in str(error) else None
+            return 400, {"message": str(error), "type": "invalid_request_error", "param": None, "code": code}
+        message = str(error) or type(error).__name__
+        return 500, {"message": message, "type": "server_error", "param": None, "code": None}
+
+    class ServedLlama(llama_cpp.Llama):  # type: ignore[misc]  # a class that is only known at run time
+        prompt_tokens = 0
+        completion_tokens = 0
+
+        def has_chat_template(self) -> bool:
+            return "tokenizer.chat_template" in self.metadata
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return self._answer(super().__call__, arguments, options)
+
+        def create_chat_completion(self, *arguments: Any, **options: Any) -> Any:
+            if not self.has_chat_template():
+                # llama-cpp-python would fall back to the template of Llama 2.
+                raise HTTPException(400, describe(ValueError("the model has no chat template"))[1])
+            return self._answer(super().create_chat_completion, arguments, options)
+
+        def _answer(self, method: Callable[..., Any], arguments: Any, options: Any) -> Any:
+            self.prompt_tokens = self.completion_tokens = 0
+            if options.get("stream"):
+                return self._stream(method, arguments, options)
+            try:
+                return method(*arguments, **options)
+            except (ValueError, TemplateError) as error:
+                raise HTTPException(*describe(error)) from error
+
+        def _stream(self, method: Callable[..., Any], arguments: Any, options: Any) -> Iterator[Any]:
+            """The chunks, then one with the usage. An error becomes a last chunk; the server would swallow it."""
+            chunk: dict[str, Any] = {}
+            try:
+                for chunk in method(*arguments, **options):
+                    yield chunk
+            except Exception as error:
+                status, description = describe(error)
+                yield {"error": {**description, "status": status}}
+                return
+            used = (self.prompt_tokens, self.completion_tokens)
+            usage = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), (*used, sum(used)), strict=True))
+            yield {**chunk, "choices": [], "usage": usage}
+
+        def generate(self, tokens: Any, *arguments: Any, **options: Any) -> Iterator[int]:
+            self.prompt_tokens = len(tokens)
+            for token in super().generate(tokens, *arguments, **options):
+                self.completion_tokens += not llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
+                yield token
+
+        def embed(self, input: Any, *_: Any, return_count: bool = False, **__: Any) -> Any:  # noqa: A002
+            """One vector of length 1 per text. Models without pooling of their own get the mean over the tokens.
+
+            Texts beyond the batch are an error: llama-cpp-python would cut them without a word.
+            """
+            try:
+                vectors, count = super().embed(input, truncate=False, return_count=True)
+            except ValueError as error:
+                raise HTTPException(*describe(error)) from error
+            unpooled = self.pooling_type() == llama_cpp.LLAMA_POOLING_TYPE_NONE
+            arrays = [np.asarray(vector, dtype=np.float64) for vector in vectors]
+            means = [array.mean(axis=0) if unpooled else array for array in arrays]
+            units = [(mean / (np.linalg.norm(mean) or 1.0)).tolist() for mean in means]
+            return (units, count) if return_count else units
+
+    return ServedLlama
+
+
+if __name__ == "__main__":
+    main()

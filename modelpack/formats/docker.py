@@ -1,0 +1,98 @@
+"""Docker Model Runner's own format, config v0.1: media types and members as its code writes them
+(docker/model-runner, pkg/distribution/types/config.go); the published docker/model-spec describes something else.
+"""
+
+from modelpack.formats import model as m
+from modelpack.formats.model import Encoded, FileKind, Model, ModelFile
+from modelpack.oci import strict_json
+from modelpack.oci.manifest import Descriptor, Manifest, image_manifest
+
+CONFIG_TYPE = "application/vnd.docker.ai.model.config.v0.1+json"
+CONFIG_TYPE_V2 = "application/vnd.docker.ai.model.config.v0.2+json"
+GGUF_TYPE = "application/vnd.docker.ai.gguf.v3"
+LICENSE_TYPE = "application/vnd.docker.ai.license"
+FILE_TYPE = "application/vnd.docker.ai.model.file"
+TEMPLATE_TYPE = "application/vnd.docker.ai.chat.template.jinja"
+
+
+class DockerCodec:
+    name = "docker"
+
+    def encode(self, model: Model) -> Encoded:
+        # v0.1 has no place for a model card: README.md stays out of it.
+        layers = [(file, media_type) for file in model.files if (media_type := _media_type(file))]
+        config = strict_json.canonical(_config(model, [file for file, _ in layers]))
+        manifest = image_manifest(
+            config=Descriptor.of(config, CONFIG_TYPE),
+            layers=[m.layer(file, media_type, model.created) for file, media_type in layers],
+        )
+        return Encoded(manifest, config)
+
+    def reads(self, manifest: Manifest) -> bool:
+        return manifest.config is not None and manifest.config.media_type in (CONFIG_TYPE, CONFIG_TYPE_V2)
+
+    def decode(self, manifest: Manifest, config: bytes) -> Model:
+        document = strict_json.parse_object(config, what="model config")
+        technical = m.object_of(document, "config")
+        gguf = {str(key): str(value) for key, value in m.object_of(technical, "gguf").items()}
+        kinds = {GGUF_TYPE: FileKind.WEIGHT, TEMPLATE_TYPE: FileKind.WEIGHT_CONFIG}
+        files = []
+        for position, descriptor in enumerate(manifest.layers):
+            kind = kinds.get(descriptor.media_type, FileKind.DOC)
+            default = f"model-{position + 1:05d}.gguf" if kind is FileKind.WEIGHT else f"file-{position + 1}"
+            files.append(m.file_of(descriptor, kind, default=default))
+        context = technical.get("context_size")
+        quantization = m.text_of(technical, "quantization")
+        return Model(
+            name=gguf.get("general.name") or m.text_of(technical, "architecture") or "model",
+            files=tuple(files),
+            created=m.parse_rfc3339(m.object_of(document, "descriptor").get("created")),
+            architecture=m.text_of(technical, "architecture"),
+            quantization=quantization.removeprefix("MOSTLY_") if quantization else None,
+            parameters=m.text_of(technical, "parameters"),
+            context_length=context if isinstance(context, int) and context > 0 else None,
+            gguf=gguf,
+            annotations=manifest.annotations,
+        )
+
+
+def _media_type(file: ModelFile) -> str | None:
+    if file.kind is FileKind.WEIGHT:
+        return GGUF_TYPE
+    if file.kind is FileKind.DOC and file.name.upper().startswith("LICENSE"):
+        return LICENSE_TYPE
+    return None
+
+
+def _config(model: Model, files: list[ModelFile]) -> dict[str, object]:
+    plain = model.quantization in (None, "F32", "F16", "BF16")
+    technical = {
+        "format": "gguf",
+        "quantization": model.quantization if plain else f"MOSTLY_{model.quantization}",
+        "parameters": _parameters(model.parameters),
+        "architecture": model.architecture,
+        "size": _binary_size(sum(file.size for file in model.weights)),
+        "gguf": dict(model.gguf),
+        "context_size": model.context_length,
+    }
+    return {
+        "config": {key: value for key, value in technical.items() if value},
+        "descriptor": {"created": m.rfc3339(model.created)},
+        "rootfs": {"type": "rootfs", "diff_ids": [str(file.digest) for file in files]},
+    }
+
+
+def _parameters(parameters: int | str | None) -> str | None:
+    if not isinstance(parameters, int):
+        return parameters
+    for scale, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= scale:
+            return f"{parameters / scale:.2f}{letter}"
+    return str(parameters)
+
+
+def _binary_size(size: int) -> str:
+    for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= scale:
+            return f"{size / scale:.2f}{unit}"
+    return f"{size}B"
