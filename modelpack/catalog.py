@@ -1,0 +1,58 @@
+"""The models in a store, by the names that people gave them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelpack.errors import InvalidContentError, UnsupportedError
+from modelpack.formats import Model, codec_for
+from modelpack.formats.model import MAX_CONFIG_SIZE
+from modelpack.oci.manifest import Descriptor, Manifest
+from modelpack.oci.reference import Reference
+from modelpack.oci.target import Source, read_whole
+from modelpack.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model in the store under one of its names."""
+
+    reference: Reference
+    descriptor: Descriptor
+    model: Model
+
+
+def read_model(source: Source, descriptor: Descriptor) -> tuple[Manifest, Model]:
+    """Manifest and model at any place. Raises UnsupportedError for what is not a model, InvalidContentError."""
+    manifest = source.fetch_manifest(descriptor)
+    codec = codec_for(manifest)
+    if manifest.config is None:
+        raise InvalidContentError(f"{descriptor.digest} has no config")
+    return manifest, codec.decode(manifest, read_whole(source, manifest.config, limit=MAX_CONFIG_SIZE))
+
+
+def list_models(store: Store) -> Iterator[StoredModel]:
+    """Every tag that names a model; other artifacts (signatures, images) are passed over."""
+    for stored in store.list():
+        try:
+            _, model = read_model(store.repository(stored.reference.name), stored.descriptor)
+        except (UnsupportedError, InvalidContentError):
+            continue
+        yield StoredModel(stored.reference, stored.descriptor, model)
+
+
+def find_model(store: Store, reference: Reference) -> StoredModel:
+    """The stored model that a person means. Raises NotFoundError."""
+    stored = store.find(reference)
+    _, model = read_model(store.repository(stored.reference.name), stored.descriptor)
+    return StoredModel(stored.reference, stored.descriptor, model)
+
+
+def weights_path(store: Store, model: Model) -> Path:
+    """The GGUF blob that llama.cpp opens, in place.
+
+    Shards would need names of llama.cpp's own making beside each other, which blobs do not have.
+    """
+    if len(model.weights) != 1:
+        raise UnsupportedError(f"model {model.name!r} has {len(model.weights)} weight files; one can be run")
+    return store.blob_path(model.weights[0].digest)

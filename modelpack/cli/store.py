@@ -1,0 +1,239 @@
+"""modelpack list, inspect, tag, rm, df and prune: what is in the local store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelpack.cli.app import App, command
+from modelpack.cli.progress import human_size
+from modelpack.errors import InvalidInputError, NotFoundError
+from modelpack.oci.reference import FileReference, HubReference, LayoutReference, Reference, parse_location
+
+if TYPE_CHECKING:
+    from modelpack.formats import Model
+    from modelpack.oci.manifest import Manifest
+
+
+@command("list")
+@click.option("--digests", is_flag=True, help="Show whole digests.")
+def list_models(app: App, digests: bool) -> None:
+    """List the models in the store."""
+    from modelpack import catalog
+
+    models = list(catalog.list_models(app.store))
+    receipts = {stored.descriptor.digest: app.store.receipt(stored.descriptor.digest) for stored in models}
+    document = {
+        "models": [
+            {
+                "reference": str(stored.reference),
+                "digest": str(stored.descriptor.digest),
+                "size": stored.model.size,
+                "quantization": stored.model.quantization,
+                "architecture": stored.model.architecture,
+                "verified": _is_verified(receipts[stored.descriptor.digest]),
+            }
+            for stored in models
+        ]
+    }
+    rows = [
+        (
+            stored.reference.tagged,
+            stored.model.quantization or "-",
+            human_size(stored.model.size),
+            str(stored.descriptor.digest) if digests else stored.descriptor.digest.short,
+            "yes" if _is_verified(receipts[stored.descriptor.digest]) else "no",
+        )
+        for stored in models
+    ]
+    app.table(document, ("MODEL", "VARIANT", "SIZE", "DIGEST", "VERIFIED"), rows)
+
+
+def _is_verified(receipt: dict[str, Any] | None) -> bool:
+    return bool(receipt and receipt.get("verified"))
+
+
+@command("inspect")
+@click.argument("location", metavar="REF|file:PATH.gguf")
+@click.option("--remote", is_flag=True, help="Look in the registry even if the store has it.")
+@click.option("--raw", is_flag=True, help="Print the manifest's own bytes.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+def inspect(app: App, location: str, remote: bool, raw: bool, plain_http: bool) -> None:
+    """Show what a model says about itself: in the store, in a registry, or in a GGUF file.
+
+    \b
+    modelpack inspect localhost:5000/demo/tiny-llama:v1
+    modelpack inspect file:model.gguf
+    """
+    from modelpack import catalog
+    from modelpack.cli.places import open_remote
+
+    place = parse_location(location)
+    if isinstance(place, FileReference) or (location.endswith(".gguf") and Path(location).is_file()):
+        app.answer(*_gguf_answer(place.path if isinstance(place, FileReference) else Path(location)))
+        return
+    if isinstance(place, HubReference):
+        raise InvalidInputError(f"{place} is on the hub; modelpack build --dry-run {place} shows what is there")
+    if isinstance(place, LayoutReference):
+        from modelpack.store import open_layout
+
+        source: Any = open_layout(place.path)
+        descriptor, where = source.resolve(place.tag or "latest"), f"oci-layout:{place.path}"
+    else:
+        try:
+            if remote:
+                raise NotFoundError("not asked")
+            stored = app.store.find(place)
+            source, descriptor = app.store.repository(stored.reference.name), stored.descriptor
+            where = str(stored.reference)
+        except NotFoundError:
+            if place.registry is None:
+                raise
+            source = open_remote(app, place, plain_http=plain_http)
+            descriptor, where = source.resolve(place.selector), str(place)
+    manifest, model = catalog.read_model(source, descriptor)
+    if raw:
+        click.get_binary_stream("stdout").write(manifest.raw)
+        return
+    app.answer(*_model_answer(where, manifest, model))
+
+
+def _model_answer(where: str, manifest: "Manifest", model: "Model") -> tuple[dict[str, object], str]:
+    document: dict[str, object] = {
+        "reference": where,
+        "digest": str(manifest.digest),
+        "artifact_type": manifest.descriptor.artifact_type,
+        "name": model.name,
+        "title": model.title,
+        "architecture": model.architecture,
+        "quantization": model.quantization,
+        "parameters": model.parameters if isinstance(model.parameters, str) else None,
+        "context_length": model.context_length,
+        "licenses": list(model.licenses),
+        "source": model.source_url,
+        "revision": model.revision,
+        "created": model.created.isoformat(),
+        "size": model.size,
+        "files": [
+            {"name": file.name, "kind": file.kind.value, "digest": str(file.digest), "size": file.size}
+            for file in model.files
+        ],
+        "annotations": dict(manifest.annotations),
+    }
+    facts = (
+        ("reference", where),
+        ("digest", manifest.digest),
+        ("name", model.name),
+        ("architecture", model.architecture),
+        ("variant", model.quantization),
+        ("parameters", model.parameters),
+        ("context", model.context_length),
+        ("licence", ", ".join(model.licenses)),
+        ("source", model.source_url),
+        ("revision", model.revision),
+        ("created", model.created.strftime("%Y-%m-%d %H:%M:%S UTC")),
+    )
+    lines = [f"{key:13}{value}" for key, value in facts if value]
+    lines += [f"{'file':13}{file.name}  {human_size(file.size)}  {file.digest}" for file in model.files]
+    return document, "\n".join(lines)
+
+
+def _gguf_answer(path: Path) -> tuple[dict[str, object], str]:
+    from collections import Counter
+
+    from modelpack.gguf_header import read_header
+
+    header = read_header(path)
+    types = Counter(tensor.type for tensor in header.tensors)
+    metadata = {key: _shown(value) for key, value in header.metadata.items()}
+    document: dict[str, object] = {
+        "file": str(path),
+        "size": header.file_size,
+        "gguf_version": header.version,
+        "architecture": header.architecture,
+        "name": header.name,
+        "file_type": header.file_type,
+        "parameters": header.parameters,
+        "context_length": header.context_length,
+        "tensors": len(header.tensors),
+        "tensor_types": dict(types),
+        "metadata": metadata,
+    }
+    facts = (
+        ("file", f"{path}  {human_size(header.file_size)}"),
+        ("architecture", header.architecture),
+        ("name", header.name),
+        ("type", header.file_type),
+        ("parameters", f"{header.parameters:,}"),
+        ("context", header.context_length),
+        ("tensors", ", ".join(f"{count} {kind}" for kind, count in types.most_common())),
+    )
+    lines = [f"{key:13}{value}" for key, value in facts if value]
+    lines += [f"  {key} = {str(value)[:100]!s}" for key, value in metadata.items()]
+    return document, "\n".join(lines)
+
+
+def _shown(value: object) -> object:
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+@command("tag")
+@click.argument("source")
+@click.argument("target")
+def tag(app: App, source: str, target: str) -> None:
+    """Give a stored model another name. The bytes stay where they are."""
+    reference = Reference.parse(target)
+    descriptor = app.store.tag(Reference.parse(source), reference)
+    app.answer(
+        {"reference": reference.tagged, "digest": str(descriptor.digest)}, f"{reference.tagged}@{descriptor.digest}"
+    )
+
+
+@command("rm")
+@click.argument("references", nargs=-1, required=True, metavar="REF...")
+def remove(app: App, references: tuple[str, ...]) -> None:
+    """Remove tags from the store. The bytes go with modelpack prune, if nothing else refers to them."""
+    removed: list[str] = []
+    for text in references:
+        removed += [str(name) for name in app.store.remove(Reference.parse(text))]
+    app.answer({"removed": removed}, "\n".join(removed))
+    app.hint("next: modelpack prune frees what nothing refers to any more")
+
+
+@command("df")
+def df(app: App) -> None:
+    """Show what the store holds and what it takes on disk."""
+    usage = app.store.usage()
+    document = {
+        "path": str(app.settings.store),
+        "models": usage.tags,
+        "blobs": usage.blobs,
+        "bytes": usage.bytes,
+        "partial_bytes": usage.partial_bytes,
+        "reclaimable_bytes": usage.reclaimable_bytes,
+    }
+    lines = [
+        f"store        {app.settings.store}",
+        f"models       {usage.tags}",
+        f"blobs        {usage.blobs}, {human_size(usage.bytes)}",
+        f"partial      {human_size(usage.partial_bytes)}",
+        f"reclaimable  {human_size(usage.reclaimable_bytes)}  (modelpack prune)",
+    ]
+    app.answer(document, "\n".join(lines))
+
+
+@command("prune")
+@click.option("--dry-run", is_flag=True, help="Show what would go, and keep it.")
+def prune(app: App, dry_run: bool) -> None:
+    """Free what no tag refers to, and transfers that nobody resumed. Never touches a tagged model."""
+    plan = app.store.plan_prune()
+    if not dry_run:
+        app.store.run_prune(plan)
+    document = {
+        "dry_run": dry_run,
+        "blobs": [str(digest) for digest in plan.blobs],
+        "partials": len(plan.partials),
+        "bytes": plan.bytes,
+    }
+    verb = "would free" if dry_run else "freed"
+    app.answer(document, f"{verb} {human_size(plan.bytes)} in {len(plan.blobs)} blobs and {len(plan.partials)} partials")
