@@ -18,10 +18,8 @@ from modelpack.errors import InsufficientDiskError, InvalidInputError, NotFoundE
 from modelpack.formats import Codec, FileKind, Model, ModelFile
 from modelpack.formats.licenses import spdx
 from modelpack.gguf_header import GGUFHeader
-from modelpack.oci.digest import Digest
-from modelpack.oci.manifest import Descriptor
+from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import FileReference, HubReference, Reference
-from modelpack.oci.target import write_whole
 from modelpack.progress import SILENT, Progress
 from modelpack.quantize import Quantization, parse_quantization, quantize
 from modelpack.store import Store
@@ -30,7 +28,9 @@ from modelpack.store import Store
 MAX_DOCUMENT_SIZE = 4 << 20
 # Docker's config repeats the metadata; a chat template is worth that, a megabyte of prose is not.
 _MAX_METADATA_TEXT = 64 << 10
-_DOCUMENTS = ("LICENSE", "README.md")
+# What a blob is called before a manifest says it: the codec gives the layer its own media type.
+GGUF_TYPE = "application/octet-stream"
+EPOCH = datetime.fromtimestamp(0, UTC)
 _PLAIN_TYPES = ("F32", "F16", "BF16")
 
 
@@ -51,7 +51,7 @@ class Origin:
     name: str
     source_url: str | None = None
     revision: str | None = None
-    created: datetime = datetime.fromtimestamp(0, UTC)
+    created: datetime = EPOCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,12 @@ def plan_build(
             name=source.repository.rpartition("/")[2],
             source_url=f"https://huggingface.co/{source.repository}",
             revision=snapshot.commit,
-            created=created or snapshot.committed_at or Origin.created,
+            created=created or snapshot.committed_at or EPOCH,
         )
         weights = sum(file.size for file in snapshot.files if file.path.endswith(".safetensors"))
         # The hub gives sizes, not shapes: 16 bits a weight is what is published.
         return BuildPlan(origin, codec, _variants(origin, reference, wanted, "BF16", weights // 2), snapshot=snapshot)
-    origin = Origin(name=name, created=created or Origin.created)
+    origin = Origin(name=name, created=created or EPOCH)
     if source.path.is_dir():
         checkpoint = Checkpoint.open(source.path)
         conversion = plan_conversion(checkpoint, name=origin.name)
@@ -136,8 +136,8 @@ def plan_build(
     for variant in variants:
         if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):
             raise InvalidInputError(
-                f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be made "
-                "from F32, F16 or BF16"
+                f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be "
+                "made from F32, F16 or BF16"
             )
     return BuildPlan(origin, codec, variants, gguf=source.path, gguf_type=header.file_type)
 
@@ -154,58 +154,70 @@ def run_build(
 
     Raises ConversionError, WorkerError, InsufficientDiskError besides what planning raises.
     """
-    parent = work_dir or store.work_directory
-    parent.mkdir(parents=True, exist_ok=True)
-    _check_space(parent, plan)
     with ExitStack() as stack:
-        stack.enter_context(store.lease())
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="build-")))
+        work = _workspace(store, work_dir, stack)
+        _check_space(work, plan)
         if plan.snapshot:
             checkpoint = Checkpoint.open(hub.fetch(plan.snapshot, work / "source", token=token, progress=progress))
             conversion = plan_conversion(checkpoint, name=plan.origin.name)
             plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
-        base, base_type = plan.gguf, plan.gguf_type
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             run_conversion(plan.conversion, base, progress=progress)
-        if base is None:
+        elif plan.gguf:
+            base, base_type = plan.gguf, plan.gguf_type or ""
+        else:
             raise AssertionError("a plan without a source")
-        built = [_build_variant(plan, variant, base, base_type, work, store, progress) for variant in plan.variants]
-        for variant in built:
-            for reference in variant.references:
-                store.repository(reference.name).tag(variant.descriptor, reference.tagged.rpartition(":")[2])
-    return built
+        packed = [
+            _pack_variant(plan, variant, base, base_type, work=work, store=store, progress=progress)
+            for variant in plan.variants
+        ]
+        for manifest, built in packed:
+            for reference in built.references:
+                store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
+    return [built for _, built in packed]
 
 
-def _build_variant(
-    plan: BuildPlan,
-    variant: Variant,
-    base: Path,
-    base_type: str | None,
-    work: Path,
-    store: Store,
-    progress: Progress,
-) -> BuiltVariant:
+def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
+    if work_dir is None:
+        return stack.enter_context(store.workspace())
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=work_dir, prefix="modelpack-build-")))
+
+
+def _pack_variant(
+    plan: BuildPlan, variant: Variant, base: Path, base_type: str, *, work: Path, store: Store, progress: Progress
+) -> tuple[Manifest, BuiltVariant]:
+    """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
     fallbacks: tuple[str, ...] = ()
     if base_type == variant.quantization.name:
-        weights, ours = base, False
+        # The source itself, or the intermediate that later variants are still quantized from.
+        weights, is_ours = base, False
     else:
-        weights, ours = work / variant.file_name, True
+        weights, is_ours = work / variant.file_name, True
         result = quantize(base, weights, variant.quantization, progress=progress)
-        fallbacks = tuple(str(tensor) for tensor in result.fallbacks)
+        fallbacks = tuple(fallback.tensor for fallback in result.fallbacks)
     header = gguf_header.read_header(weights)
-    digest = store.import_file(weights, move=ours)
-    repository = store.repository(variant.references[0].name)
-    documents = _documents(plan.checkpoint, repository)
-    file = ModelFile(variant.file_name, FileKind.WEIGHT, digest.digest, digest.size)
-    model = _describe(plan, variant, header, (file, *documents))
+    blob = store.import_file(weights, GGUF_TYPE, adopt=is_ours)
+    file = ModelFile(variant.file_name, FileKind.WEIGHT, blob.digest, blob.size)
+    model = _describe(plan, variant, header, (file, *_import_documents(plan.checkpoint, store)))
     encoded = plan.codec.encode(model)
-    config = encoded.manifest.config
-    if config is None:
-        raise AssertionError("a codec that writes no config")
-    write_whole(repository, encoded.config, config.media_type)
-    descriptor = repository.put_manifest(encoded.manifest)
-    return BuiltVariant(variant.quantization.name, variant.references, descriptor, file, fallbacks)
+    store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
+    # Under its digest already, so that no prune takes the blobs while the next variant is being made.
+    descriptor = store.repository(variant.references[0].name).put_manifest(encoded.manifest)
+    return encoded.manifest, BuiltVariant(variant.quantization.name, variant.references, descriptor, file, fallbacks)
+
+
+def _import_documents(checkpoint: Checkpoint | None, store: Store) -> tuple[ModelFile, ...]:
+    """The licence and the card under the names that registries show them by."""
+    if checkpoint is None:
+        return ()
+    documents = []
+    for name, path in (("LICENSE", checkpoint.license_file), ("README.md", checkpoint.card_file)):
+        if path is not None and path.stat().st_size <= MAX_DOCUMENT_SIZE:
+            blob = store.import_file(path, "text/plain")
+            documents.append(ModelFile(name, FileKind.DOC, blob.digest, blob.size))
+    return tuple(documents)
 
 
 def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tuple[ModelFile, ...]) -> Model:
@@ -227,10 +239,6 @@ def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tupl
         embeds=f"{header.architecture}.pooling_type" in header.metadata,
         gguf=_metadata_texts(header),
     )
-
-
-def _documents(checkpoint: Checkpoint | None, repository: "object") -> tuple[ModelFile, ...]:
-    raise NotImplementedError
 
 
 def _metadata_texts(header: GGUFHeader) -> Mapping[str, str]:
@@ -275,8 +283,6 @@ def _check_space(directory: Path, plan: BuildPlan) -> None:
     free = shutil.disk_usage(directory).free
     if free < plan.peak_disk:
         raise InsufficientDiskError(
-            f"the build needs about {plan.peak_disk / 2**30:.1f} GiB in {directory}, where {free / 2**30:.1f} GiB are free"
+            f"the build needs about {plan.peak_disk / 2**30:.1f} GiB in {directory}, "
+            f"where {free / 2**30:.1f} GiB are free"
         )
-
-
-__all__ = ["BuildPlan", "BuiltVariant", "Digest", "Origin", "Variant", "plan_build", "run_build"]

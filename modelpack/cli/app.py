@@ -3,10 +3,10 @@
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +16,6 @@ from modelpack.progress import Progress
 
 if TYPE_CHECKING:
     from modelpack.store import Store
-
-P = ParamSpec("P")
 
 PROGRESS_MODES = ("auto", "plain", "json", "none")
 
@@ -43,7 +41,7 @@ class App:
         if text:
             click.echo(text)
 
-    def table(self, document: Mapping[str, Any], header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    def table(self, document: Mapping[str, Any], header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """An answer in columns; without rows the header alone still says what would be there."""
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
         lines = (
@@ -61,25 +59,11 @@ class App:
             self.progress.note(message)
 
 
-def command(name: str, **attributes: Any) -> Callable[[Callable[Concatenate[App, P], None]], click.Command]:
+def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """A click command with the options that all commands share; the function gets an App first."""
 
-    def decorate(function: Callable[Concatenate[App, P], None]) -> click.Command:
-        @click.option("--json", "json_output", is_flag=True, help="Answer with one JSON object.")
-        @click.option("-q", "--quiet", is_flag=True, help="No progress, only warnings and errors.")
-        @click.option("-v", "--verbose", is_flag=True, help="Log what happens underneath.")
-        @click.option("--progress", type=click.Choice(PROGRESS_MODES), help="How to show progress.  [default: auto]")
-        @click.option("--store", type=click.Path(), help="The local store.  [env: MODELPACK_STORE]")
-        @functools.wraps(function)
-        def run(
-            *args: P.args,
-            json_output: bool,
-            quiet: bool,
-            verbose: bool,
-            progress: str | None,
-            store: str | None,
-            **kwargs: P.kwargs,
-        ) -> None:
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def run(json_output: bool, quiet: bool, verbose: bool, progress: str, store: str, **arguments: Any) -> None:
             settings = load_settings(store=store, progress=progress)
             if verbose:
                 import logging
@@ -87,15 +71,19 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[Concatenate[App,
                 logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
             mode = settings.progress if settings.progress in PROGRESS_MODES else "auto"
             app = App(settings, json_output=json_output, progress=make_progress(mode, quiet=quiet))
-            function(app, *args, **kwargs)
+            function(app, **arguments)
 
-        return click.command(name, **attributes)(run)
+        made: click.Command = click.command(name)(functools.update_wrapper(run, function))
+        made.params += [
+            click.Option(["--json", "json_output"], is_flag=True, help="Answer with one JSON object."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="No progress, only warnings and errors."),
+            click.Option(["-v", "--verbose"], is_flag=True, help="Log what happens underneath."),
+            click.Option(["--progress"], type=click.Choice(PROGRESS_MODES), help="How to show it.  [default: auto]"),
+            click.Option(["--store"], type=click.Path(), help="The local store.  [env: MODELPACK_STORE]"),
+        ]
+        return made
 
     return decorate
-
-
-EXISTING_FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
-"""A path to a file; that it exists is checked where it is read, so that its absence has exit code 3 and not 2."""
 
 
 def read_file(path: Path, *, limit: int) -> bytes:

@@ -33,8 +33,8 @@ def build(
 ) -> None:
     """Convert, quantize and package a model into the local store.
 
-    SOURCE is a checkpoint directory, a .gguf file, or hf://org/repo[@revision]. The first --quant is what REF names; each
-    variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep their type.
+    SOURCE is a checkpoint directory, a .gguf file, or hf://org/repo[@revision]. The first --quant is what REF
+    names; each variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep their type.
 
     \b
     modelpack build ./tiny-llama -t localhost:5000/demo/tiny-llama:v1 --quant Q4_K_M --quant Q8_0
@@ -42,6 +42,7 @@ def build(
     """
     from modelpack.build import plan_build, run_build
     from modelpack.formats import codec_named
+    from modelpack.receipt import Receipt, write_receipt
 
     environment = app.settings.environment
     token = environment.get("HF_TOKEN") or None
@@ -56,10 +57,9 @@ def build(
     if dry_run:
         app.answer(*_plan_answer(plan, source))
         return
-    built = run_build(
-        plan, app.store, work_dir=work_dir or app.settings.work_dir, token=token, progress=app.progress
-    )
+    built = run_build(plan, app.store, work_dir=work_dir or app.settings.work_dir, token=token, progress=app.progress)
     for variant in built:
+        write_receipt(app.store, variant.descriptor, Receipt(variant.references[0], verdict=None))
         if variant.fallbacks:
             app.note(f"{variant.quantization}: {len(variant.fallbacks)} tensors fell back to another type")
     app.answer(*_built_answer(built))
@@ -82,7 +82,7 @@ def _source_date(text: str | None) -> datetime | None:
 
 
 def _plan_answer(plan: "BuildPlan", source: str) -> tuple[dict[str, object], str]:
-    document = {
+    document: dict[str, object] = {
         "source": source,
         "revision": plan.origin.revision,
         "name": plan.origin.name,
@@ -119,7 +119,7 @@ def _plan_answer(plan: "BuildPlan", source: str) -> tuple[dict[str, object], str
 
 
 def _built_answer(built: "list[BuiltVariant]") -> tuple[dict[str, object], str]:
-    document = {
+    document: dict[str, object] = {
         "variants": [
             {
                 "quantization": variant.quantization,
@@ -131,7 +131,5 @@ def _built_answer(built: "list[BuiltVariant]") -> tuple[dict[str, object], str]:
             for variant in built
         ]
     }
-    lines = [
-        f"{reference}@{variant.descriptor.digest}" for variant in built for reference in variant.references
-    ]
+    lines = [f"{reference}@{variant.descriptor.digest}" for variant in built for reference in variant.references]
     return document, "\n".join(lines)

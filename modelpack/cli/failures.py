@@ -19,6 +19,8 @@ EXIT_CODES: dict[int, str] = {
     130: "interrupted; what was transferred is kept",
 }
 
+CHECK_FAILED = 7
+WORKER_FAILED = 9
 BUG = 70
 INTERRUPTED = 130
 

@@ -8,13 +8,16 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from modelpack import __version__
 from modelpack.cli import failures
 from modelpack.errors import ModelpackError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Command -> its module, attribute and line of help, so that --help and completion import no command at all.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -65,7 +68,7 @@ class CommandGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
         from click.shell_completion import CompletionItem
 
         commands = [

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _PLAIN_INTERVAL = 30.0
 _PLAIN_FRACTION = 0.1
+_SMALL = 256 << 10
 
 
 def human_size(size: float) -> str:
@@ -77,9 +78,12 @@ class _PlainStep:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        elapsed = time.monotonic() - self._began
+        # Manifests, configs and licences come and go by the dozen.
+        is_small = self._unit == "B" and self._total is not None and self._total < _SMALL and elapsed < 1
+        if kind is None and not is_small:
             amount = f" {self._amount()}" if self._done else ""
-            self._progress._write(f"{self._label}{amount} {time.monotonic() - self._began:.1f}s")
+            self._progress._write(f"{self._label}{amount} {elapsed:.1f}s")
 
 
 class JsonProgress:

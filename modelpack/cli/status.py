@@ -38,7 +38,7 @@ def version(app: App) -> None:
 @command("status")
 def status(app: App) -> None:
     """Show the store, the policy, the processors, and whether llama.cpp can use a GPU."""
-    from modelpack.cli.trust import policy_path
+    from modelpack.cli.places import policy_path
     from modelpack.engine import probe
 
     usage = app.store.usage()
@@ -46,7 +46,7 @@ def status(app: App) -> None:
     device = probe()
     document = {
         "modelpack": __version__,
-        "store": {"path": str(app.settings.store), "models": usage.tags, "bytes": usage.bytes},
+        "store": {"path": str(app.settings.store), "models": len(usage.models), "bytes": usage.size},
         "policy": str(policy) if policy else None,
         "processors": os.cpu_count() or 1,
         "llama_cpp": {"version": device.version, "gpu": device.gpu_offload, "devices": list(device.devices)},
@@ -54,7 +54,7 @@ def status(app: App) -> None:
     gpu = ", ".join(device.devices) if device.gpu_offload else "none: this build of llama.cpp is for the CPU"
     lines = [
         f"modelpack  {__version__}",
-        f"store      {app.settings.store}: {usage.tags} models, {human_size(usage.bytes)}",
+        f"store      {app.settings.store}: {len(usage.models)} models, {human_size(usage.size)}",
         f"policy     {policy or 'none: pull asks for --key'}",
         f"llama.cpp  {device.version} on {os.cpu_count()} processors",
         f"gpu        {gpu}",

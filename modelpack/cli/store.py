@@ -1,7 +1,8 @@
 """modelpack list, inspect, tag, rm, df and prune: what is in the local store."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,8 @@ from modelpack.oci.reference import FileReference, HubReference, LayoutReference
 
 if TYPE_CHECKING:
     from modelpack.formats import Model
-    from modelpack.oci.manifest import Manifest
+    from modelpack.oci.manifest import Descriptor, Manifest
+    from modelpack.oci.target import Source
 
 
 @command("list")
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 def list_models(app: App, digests: bool) -> None:
     """List the models in the store."""
     from modelpack import catalog
+    from modelpack.receipt import read_receipt
 
-    models = list(catalog.list_models(app.store))
-    receipts = {stored.descriptor.digest: app.store.receipt(stored.descriptor.digest) for stored in models}
+    models = [(stored, read_receipt(app.store, stored.descriptor)) for stored in catalog.list_models(app.store)]
     document = {
         "models": [
             {
@@ -31,9 +33,9 @@ def list_models(app: App, digests: bool) -> None:
                 "size": stored.model.size,
                 "quantization": stored.model.quantization,
                 "architecture": stored.model.architecture,
-                "verified": _is_verified(receipts[stored.descriptor.digest]),
+                "verified": receipt.summary if receipt else "no",
             }
-            for stored in models
+            for stored, receipt in models
         ]
     }
     rows = [
@@ -42,15 +44,11 @@ def list_models(app: App, digests: bool) -> None:
             stored.model.quantization or "-",
             human_size(stored.model.size),
             str(stored.descriptor.digest) if digests else stored.descriptor.digest.short,
-            "yes" if _is_verified(receipts[stored.descriptor.digest]) else "no",
+            receipt.summary if receipt else "no",
         )
-        for stored in models
+        for stored, receipt in models
     ]
     app.table(document, ("MODEL", "VARIANT", "SIZE", "DIGEST", "VERIFIED"), rows)
-
-
-def _is_verified(receipt: dict[str, Any] | None) -> bool:
-    return bool(receipt and receipt.get("verified"))
 
 
 @command("inspect")
@@ -66,7 +64,6 @@ def inspect(app: App, location: str, remote: bool, raw: bool, plain_http: bool) 
     modelpack inspect file:model.gguf
     """
     from modelpack import catalog
-    from modelpack.cli.places import open_remote
 
     place = parse_location(location)
     if isinstance(place, FileReference) or (location.endswith(".gguf") and Path(location).is_file()):
@@ -74,28 +71,33 @@ def inspect(app: App, location: str, remote: bool, raw: bool, plain_http: bool) 
         return
     if isinstance(place, HubReference):
         raise InvalidInputError(f"{place} is on the hub; modelpack build --dry-run {place} shows what is there")
-    if isinstance(place, LayoutReference):
-        from modelpack.store import open_layout
+    source, descriptor, where = _locate(app, place, remote=remote, plain_http=plain_http)
+    manifest, model = catalog.read_model(source, descriptor)
+    if raw:
+        sys.stdout.buffer.write(manifest.raw)
+        return
+    app.answer(*_model_answer(where, manifest, model))
 
-        source: Any = open_layout(place.path)
-        descriptor, where = source.resolve(place.tag or "latest"), f"oci-layout:{place.path}"
-    else:
+
+def _locate(
+    app: App, place: Reference | LayoutReference, *, remote: bool, plain_http: bool
+) -> "tuple[Source, Descriptor, str]":
+    """Where an artifact is: in the store first, unless it is asked for elsewhere."""
+    from modelpack.cli.places import open_remote
+    from modelpack.store import open_layout
+
+    if isinstance(place, LayoutReference):
+        layout = open_layout(place.path)
+        return layout, layout.resolve(place.tag or "latest"), f"oci-layout:{place.path}"
+    if not remote:
         try:
-            if remote:
-                raise NotFoundError("not asked")
             stored = app.store.find(place)
-            source, descriptor = app.store.repository(stored.reference.name), stored.descriptor
-            where = str(stored.reference)
+            return app.store.repository(stored.reference.name), stored.descriptor, str(stored.reference)
         except NotFoundError:
             if place.registry is None:
                 raise
-            source = open_remote(app, place, plain_http=plain_http)
-            descriptor, where = source.resolve(place.selector), str(place)
-    manifest, model = catalog.read_model(source, descriptor)
-    if raw:
-        click.get_binary_stream("stdout").write(manifest.raw)
-        return
-    app.answer(*_model_answer(where, manifest, model))
+    repository = open_remote(app, place, plain_http=plain_http)
+    return repository, repository.resolve(place.selector), str(place)
 
 
 def _model_answer(where: str, manifest: "Manifest", model: "Model") -> tuple[dict[str, object], str]:
@@ -183,21 +185,23 @@ def _shown(value: object) -> object:
 def tag(app: App, source: str, target: str) -> None:
     """Give a stored model another name. The bytes stay where they are."""
     reference = Reference.parse(target)
-    descriptor = app.store.tag(Reference.parse(source), reference)
-    app.answer(
-        {"reference": reference.tagged, "digest": str(descriptor.digest)}, f"{reference.tagged}@{descriptor.digest}"
-    )
+    stored = app.store.tag(Reference.parse(source), reference)
+    digest = stored.descriptor.digest
+    app.answer({"reference": reference.tagged, "digest": str(digest)}, f"{reference.tagged}@{digest}")
 
 
 @command("rm")
 @click.argument("references", nargs=-1, required=True, metavar="REF...")
 def remove(app: App, references: tuple[str, ...]) -> None:
-    """Remove tags from the store. The bytes go with modelpack prune, if nothing else refers to them."""
+    """Remove models from the store, with their signatures and every byte that no other model needs."""
     removed: list[str] = []
+    freed = 0
     for text in references:
-        removed += [str(name) for name in app.store.remove(Reference.parse(text))]
-    app.answer({"removed": removed}, "\n".join(removed))
-    app.hint("next: modelpack prune frees what nothing refers to any more")
+        gone = app.store.remove(Reference.parse(text))
+        removed += [str(name) for name in gone.tags]
+        freed += gone.freed
+    app.answer({"removed": removed, "bytes": freed}, "\n".join(removed))
+    app.note(f"freed {human_size(freed)}")
 
 
 @command("df")
@@ -206,20 +210,23 @@ def df(app: App) -> None:
     usage = app.store.usage()
     document = {
         "path": str(app.settings.store),
-        "models": usage.tags,
+        "bytes": usage.size,
         "blobs": usage.blobs,
-        "bytes": usage.bytes,
-        "partial_bytes": usage.partial_bytes,
-        "reclaimable_bytes": usage.reclaimable_bytes,
+        "shared_bytes": usage.shared,
+        "unused_bytes": usage.unused,
+        "partial_bytes": usage.partial_size,
+        "models": [
+            {"reference": str(model.reference), "bytes": model.size, "unique_bytes": model.unique}
+            for model in usage.models
+        ],
     }
-    lines = [
-        f"store        {app.settings.store}",
-        f"models       {usage.tags}",
-        f"blobs        {usage.blobs}, {human_size(usage.bytes)}",
-        f"partial      {human_size(usage.partial_bytes)}",
-        f"reclaimable  {human_size(usage.reclaimable_bytes)}  (modelpack prune)",
+    rows = [(str(model.reference), human_size(model.size), human_size(model.unique)) for model in usage.models]
+    rows += [
+        ("(all, shared bytes once)", human_size(usage.size), ""),
+        ("(unused: modelpack prune)", human_size(usage.unused), ""),
+        ("(interrupted transfers)", human_size(usage.partial_size), ""),
     ]
-    app.answer(document, "\n".join(lines))
+    app.table(document, ("MODEL", "SIZE", "UNIQUE"), rows)
 
 
 @command("prune")
@@ -227,13 +234,16 @@ def df(app: App) -> None:
 def prune(app: App, dry_run: bool) -> None:
     """Free what no tag refers to, and transfers that nobody resumed. Never touches a tagged model."""
     plan = app.store.plan_prune()
-    if not dry_run:
-        app.store.run_prune(plan)
+    gone = plan if dry_run else app.store.carry_out(plan)
     document = {
         "dry_run": dry_run,
-        "blobs": [str(digest) for digest in plan.blobs],
-        "partials": len(plan.partials),
-        "bytes": plan.bytes,
+        "blobs": [str(digest) for digest, _ in gone.blobs],
+        "partials": len(gone.partials),
+        "bytes": gone.freed,
+        "broken": list(gone.broken),
     }
+    for name in gone.broken:
+        app.progress.warn(f"{name} cannot be read, so no blob is pruned: modelpack rm it, or pull it again")
     verb = "would free" if dry_run else "freed"
-    app.answer(document, f"{verb} {human_size(plan.bytes)} in {len(plan.blobs)} blobs and {len(plan.partials)} partials")
+    text = f"{verb} {human_size(gone.freed)}: {len(gone.blobs)} blobs, {len(gone.partials)} interrupted transfers"
+    app.answer(document, text)

@@ -1,0 +1,193 @@
+"""modelpack push, pull, login, logout and registry serve."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from modelpack.cli.app import App, command
+from modelpack.cli.progress import human_size
+from modelpack.errors import AccessDeniedError, InvalidInputError
+from modelpack.oci.reference import Reference
+
+
+@command("push")
+@click.argument("reference", metavar="REF")
+@click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME) on the way.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
+def push(app: App, reference: str, key: str | None, password_file: Path | None, plain_http: bool, jobs: int) -> None:
+    """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last."""
+    from modelpack import transfer
+    from modelpack.cli.places import open_remote
+    from modelpack.cli.trust import load_private_key
+    from modelpack.signing import signature
+
+    private = load_private_key(app, key, password_file) if key else None
+    stored = app.store.find(Reference.parse(reference))
+    if stored.reference.registry is None:
+        raise InvalidInputError(
+            f"{stored.reference} names no registry: modelpack tag it registry.example.com/... first"
+        )
+    local = app.store.repository(stored.reference.name)
+    remote = open_remote(app, stored.reference, plain_http=plain_http, push=True)
+    if private:
+        # In the store first, so that the tag of the registry never names anything unsigned.
+        signature.sign(local, stored.reference, stored.descriptor, private, signed_at=datetime.now(UTC))
+    tag = None if stored.reference.digest else stored.reference.tagged.rpartition(":")[2]
+    result = transfer.copy(local, remote, stored.descriptor, tag=tag, jobs=jobs, progress=app.progress)
+    document = {
+        "reference": str(stored.reference),
+        "digest": str(result.descriptor.digest),
+        "blobs_copied": result.blobs_copied,
+        "blobs_skipped": result.blobs_skipped,
+        "bytes_copied": result.bytes_copied,
+        "referrers_copied": result.referrers_copied,
+        "signed_by": private.public.id if private else None,
+    }
+    app.note(f"sent {human_size(result.bytes_copied)}; {result.blobs_skipped} blobs were there already")
+    app.answer(document, f"{stored.reference.tagged}@{result.descriptor.digest}")
+
+
+@command("pull")
+@click.argument("reference", metavar="REF")
+@click.option(
+    "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Trust this public key, and no other."
+)
+@click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
+@click.option("--insecure-skip-verify", is_flag=True, help="Fetch whatever it is, whoever made it.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
+def pull(
+    app: App,
+    reference: str,
+    keys: tuple[Path, ...],
+    policy: Path | None,
+    insecure_skip_verify: bool,
+    plain_http: bool,
+    jobs: int,
+) -> None:
+    """Fetch a model whose signature the policy, or --key, allows.
+
+    The signature is checked before anything large is fetched, every byte while it arrives. An interrupted pull goes on
+    where it was.
+    """
+    from modelpack import catalog, transfer
+    from modelpack.cli.places import load_policy, open_remote
+    from modelpack.policy import Policy
+    from modelpack.receipt import Receipt, write_receipt
+    from modelpack.trust import Verdict, check_trust
+
+    if insecure_skip_verify and keys:
+        raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
+    wanted = Reference.parse(reference)
+    rules = load_policy(app, keys, policy) or Policy.empty()
+    now = datetime.now(UTC)
+    remote = open_remote(app, wanted, plain_http=plain_http)
+    descriptor = remote.resolve(wanted.selector)
+    if insecure_skip_verify:
+        app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
+        verdict = Verdict.skipped(wanted, descriptor, now=now)
+    else:
+        verdict = check_trust(remote, wanted, descriptor, rules, now=now)
+        app.note(f"signed by {', '.join(signer.name for signer in verdict.signers) or 'nobody'}: {verdict.rule}")
+    catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
+    local = app.store.repository(wanted.name)
+    tag = None if wanted.digest else wanted.selector
+    result = transfer.copy(remote, local, descriptor, tag=tag, jobs=jobs, progress=app.progress)
+    write_receipt(app.store, descriptor, Receipt(wanted, verdict))
+    document = {
+        "reference": str(wanted),
+        "digest": str(descriptor.digest),
+        "blobs_copied": result.blobs_copied,
+        "blobs_skipped": result.blobs_skipped,
+        "bytes_copied": result.bytes_copied,
+        "trust": verdict.to_json(),
+    }
+    app.answer(document, f"{wanted.tagged if tag else wanted.name}@{descriptor.digest}")
+    app.hint(f"next: modelpack run {wanted} 'Hello!'")
+
+
+@command("login")
+@click.argument("registry")
+@click.option("-u", "--username", help="User name.")
+@click.option("--password-stdin", is_flag=True, help="Read the password, or a token, from standard input.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+def login(app: App, registry: str, username: str | None, password_stdin: bool, plain_http: bool) -> None:
+    """Check credentials with a registry, and keep them where docker and podman keep theirs."""
+    from modelpack.cli.places import connect_registry
+    from modelpack.registry.credentials import Credential, FixedCredentials
+    from modelpack.registry.logins import store_credential
+
+    username = username or _ask("Username")
+    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else _ask("Password", hide=True)
+    if not password:
+        raise InvalidInputError("the password is empty")
+    credential = Credential(username, password)
+    accepted = connect_registry(
+        app, registry, plain_http=plain_http, credentials=FixedCredentials(credential)
+    ).check_login()
+    if not accepted:
+        app.progress.warn(f"{registry} asks for no credentials; they are kept all the same")
+    settings = app.settings
+    place = store_credential(registry, credential, environ=settings.environment, authfile=settings.authfile)
+    app.answer(
+        {"registry": registry, "username": username, "stored_in": place}, f"logged in to {registry} as {username}"
+    )
+
+
+def _ask(what: str, *, hide: bool = False) -> str:
+    if not sys.stdin.isatty():
+        raise InvalidInputError("there is no terminal to ask at: give --username and --password-stdin")
+    return str(click.prompt(what, hide_input=hide, err=True))
+
+
+@command("logout")
+@click.argument("registry")
+def logout(app: App, registry: str) -> None:
+    """Forget a registry's credentials."""
+    from modelpack.registry.logins import erase_credential
+
+    settings = app.settings
+    known = erase_credential(registry, environ=settings.environment, authfile=settings.authfile)
+    if not known:
+        app.note(f"there were no credentials for {registry}")
+    app.answer({"registry": registry, "removed": known}, f"logged out of {registry}")
+
+
+@click.group("registry")
+def registry() -> None:
+    """The registry that comes with modelpack."""
+
+
+@command("serve")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
+@click.option("--read-only", is_flag=True, help="Refuse pushes and deletes.")
+def serve(app: App, host: str, port: int, read_only: bool) -> None:
+    """Serve the store over the OCI distribution API, for this machine or, with --host, for a LAN.
+
+    Speaks plain HTTP and asks nobody who they are: on a LAN everybody may pull, and push unless --read-only.
+
+    \b
+    modelpack registry serve --port 5000
+    modelpack push localhost:5000/team/model:v1
+    """
+    from modelpack import embedded_registry
+
+    def ready(port: int) -> None:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app.answer({"url": address}, address)
+        sys.stdout.flush()
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            app.progress.warn(f"everybody who reaches {host} may pull{'' if read_only else ' and push'}")
+
+    try:
+        embedded_registry.serve(app.store, host=host, port=port, read_only=read_only, on_ready=ready)
+    except PermissionError as error:
+        raise AccessDeniedError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+registry.add_command(serve)

@@ -1,0 +1,152 @@
+"""modelpack verify."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from modelpack.cli import failures
+from modelpack.cli.app import App, command
+from modelpack.cli.progress import human_size
+from modelpack.errors import NotFoundError
+from modelpack.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from modelpack.smoke.report import SmokeReport
+    from modelpack.verify import VerifyReport
+
+_MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
+
+
+@command("verify")
+@click.argument("reference", metavar="REF")
+@click.option(
+    "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Trust this public key, and no other."
+)
+@click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
+@click.option("--trust-only", is_flag=True, help="Signatures alone, of any OCI artifact; nothing else is fetched.")
+@click.option("--smoke", "smoke_file", type=click.Path(path_type=Path), help="A suite of prompts in TOML.")
+@click.option("--no-smoke", is_flag=True, help="Do not load the model.")
+@click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto", show_default=True, help="Where.")
+@click.option("--context", type=click.IntRange(min=16), help="Tokens of context.  [default: the model's, up to 8192]")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
+@click.option("--memory-limit", type=click.IntRange(min=1), help="MiB that llama.cpp may take besides the weights.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds to load it.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+def verify(
+    app: App,
+    reference: str,
+    keys: tuple[Path, ...],
+    policy: Path | None,
+    trust_only: bool,
+    smoke_file: Path | None,
+    no_smoke: bool,
+    device: Literal["auto", "gpu", "cpu"],
+    context: int | None,
+    threads: int | None,
+    memory_limit: int | None,
+    timeout: float,
+    plain_http: bool,
+) -> None:
+    """Check who signed a model, every byte, and how it behaves.
+
+    First the signatures, against the policy or --key; then every byte is read and hashed again; then llama.cpp, in a
+    process of its own, answers smoke prompts. Ends with 6 if it is not to be trusted, 7 if a prompt failed, 9 if
+    llama.cpp crashed.
+
+    \b
+    modelpack verify registry.example.com/team/model:v1
+    modelpack verify registry.example.com/any/artifact:v1 --trust-only --key cosign.pub
+    """
+    from modelpack import verify as library
+    from modelpack.cli.places import load_policy, open_remote
+    from modelpack.errors import InvalidInputError
+    from modelpack.policy import Policy
+    from modelpack.trust import check_trust
+
+    if trust_only and smoke_file:
+        raise InvalidInputError("--trust-only loads no model, so it has no use for --smoke")
+    wanted = Reference.parse(reference)
+    rules = load_policy(app, keys, policy) or Policy.empty()
+    now = datetime.now(UTC)
+    try:
+        stored = app.store.find(wanted)
+    except NotFoundError as error:
+        if not trust_only or wanted.registry is None:
+            error.add_note(f"modelpack pull {wanted} fetches it; --trust-only checks signatures in the registry")
+            raise
+        remote = open_remote(app, wanted, plain_http=plain_http)
+        descriptor = remote.resolve(wanted.selector)
+        verdict = check_trust(remote, wanted, descriptor, rules, now=now)
+        _answer(app, library.VerifyReport(wanted, descriptor, verdict))
+        return
+    source = app.store.repository(stored.reference.name)
+    verdict = check_trust(source, stored.reference, stored.descriptor, rules, now=now)
+    report = library.VerifyReport(stored.reference, stored.descriptor, verdict)
+    if not trust_only:
+        content = library.rehash(app.store, stored.reference, stored.descriptor, progress=app.progress)
+        smoke = None
+        if not no_smoke:
+            from modelpack.engine.worker import WorkerOptions
+            from modelpack.smoke import suite
+
+            smoke = library.run_smoke(
+                app.store,
+                stored.reference,
+                stored.descriptor,
+                suite.load(smoke_file) if smoke_file else suite.default_suite(),
+                WorkerOptions(
+                    device=device,
+                    context=context,
+                    threads=threads,
+                    memory_limit=memory_limit << 20 if memory_limit else None,
+                    load_timeout=timeout,
+                ),
+                progress=app.progress,
+            )
+        report = library.VerifyReport(stored.reference, stored.descriptor, verdict, content, smoke)
+    _answer(app, report)
+    if report.smoke:
+        _require(app, report.smoke, device)
+
+
+def _answer(app: App, report: "VerifyReport") -> None:
+    document = report.to_json()
+    signers = ", ".join(signer["name"] for signer in document["trust"]["signers"]) or "nobody"
+    lines = [f"trust    ✓ signed by {signers}; rule {document['trust']['rule']}"]
+    if report.content:
+        lines.append(f"content  ✓ {report.content.blobs} blobs, {human_size(report.content.size)}")
+    if report.smoke:
+        lines += _smoke_lines(report.smoke)
+    lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
+    app.answer(document, "\n".join(lines))
+
+
+def _smoke_lines(smoke: "SmokeReport") -> list[str]:
+    lines = []
+    if smoke.device and smoke.load_seconds is not None:
+        lines.append(f"load     ✓ {smoke.load_seconds:.1f}s on {smoke.device}")
+    elif smoke.error:
+        lines.append(f"load     ✗ {smoke.error.splitlines()[0]}")
+    for case in smoke.cases:
+        speed = f"  {case.tokens_per_second:.0f} tokens/s" if case.tokens_per_second else ""
+        why = f"  {'; '.join(case.why)}" if case.why else ""
+        lines.append(f"smoke    {_MARKS[case.verdict]} {case.name}{speed}{why}")
+    return lines
+
+
+def _require(app: App, smoke: "SmokeReport", device: str) -> None:
+    """The exit code of what the report found: a report informs, and here is who decides."""
+    problem: Any = None
+    if smoke.outcome in ("crashed", "timed-out"):
+        problem = (failures.WORKER_FAILED, smoke.error or "llama.cpp ended")
+    elif device == "gpu" and not (smoke.device and smoke.device.is_gpu):
+        problem = (failures.CHECK_FAILED, f"a GPU was asked for, but the model ran on {smoke.device}")
+    elif smoke.outcome in ("failed", "skipped"):
+        failed = [case.name for case in smoke.cases if case.verdict in ("FAIL", "SKIP")]
+        problem = (failures.CHECK_FAILED, smoke.error or f"smoke {smoke.outcome}: {', '.join(failed)}")
+    if problem:
+        code, message = problem
+        app.progress.warn(message)
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,76 @@
+"""verify: who made it, every byte, and how it behaves; each of the three on its own terms.
+
+Trust and bytes protect, so they raise; smoke informs, so it is part of the report and the caller decides.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelpack import catalog
+from modelpack.engine.worker import WorkerOptions
+from modelpack.oci.manifest import Descriptor
+from modelpack.oci.reference import Reference
+from modelpack.progress import SILENT, Progress
+from modelpack.smoke.report import SmokeReport
+from modelpack.smoke.run import smoke
+from modelpack.smoke.suite import Suite
+from modelpack.store import Store
+from modelpack.trust import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class BytesReport:
+    """How much was read again and found to be what the manifest promises."""
+
+    blobs: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was verified; None for what was not asked for."""
+
+    reference: Reference
+    descriptor: Descriptor
+    verdict: Verdict | None
+    content: BytesReport | None = None
+    smoke: SmokeReport | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.smoke is None or self.smoke.outcome in ("passed", "warned")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "reference": str(self.reference),
+            "digest": str(self.descriptor.digest),
+            "passed": self.passed,
+            "trust": self.verdict.to_json() if self.verdict else None,
+            "content": {"blobs": self.content.blobs, "bytes": self.content.size} if self.content else None,
+            "smoke": self.smoke.to_json() if self.smoke else None,
+        }
+
+
+def rehash(store: Store, reference: Reference, descriptor: Descriptor, *, progress: Progress = SILENT) -> BytesReport:
+    """Read every byte of a stored artifact again: the manifest and all that it names.
+
+    Raises DigestMismatchError, NotFoundError for a blob that is gone.
+    """
+    blobs = store.repository(reference.name).fetch_manifest(descriptor).blobs
+    for blob in blobs:
+        store.rehash(blob, progress=progress)
+    return BytesReport(len(blobs) + 1, sum(blob.size for blob in blobs) + descriptor.size)
+
+
+def run_smoke(
+    store: Store,
+    reference: Reference,
+    descriptor: Descriptor,
+    suite: Suite,
+    options: WorkerOptions,
+    *,
+    progress: Progress = SILENT,
+) -> SmokeReport:
+    """Load a stored model in a worker and ask it the suite. Raises UnsupportedError for what is no model."""
+    _, model = catalog.read_model(store.repository(reference.name), descriptor)
+    return smoke(catalog.weights_path(store, model), suite, options, progress=progress)
