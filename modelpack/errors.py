@@ -103,6 +103,9 @@ class RegistryRefusedError(ModelpackError):
 class UntrustedError(ModelpackError):
     code = "untrusted"
 
+    rejections: tuple[tuple[str, str], ...] = ()
+    """What was looked at and turned away, (where, reason) each: signatures that did not count."""
+
 
 class DigestMismatchError(UntrustedError):
     """Bytes differ in digest or size from what their descriptor promised."""

@@ -102,7 +102,8 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_KEY_LENGTH = (1 << 16) - 1
 MAX_STRING_LENGTH = 1 << 24
-MAX_HEADER = 1 << 27  # a vocabulary of 256,000 tokens with its merges takes a sixth of this
+MAX_HEADER = 1 << 27
+MAX_STRINGS = 1 << 22  # a vocabulary of 262,000 tokens with its merges has a fifth of this
 MAX_TENSOR_NAME = 63  # ggml keeps a name in 64 bytes with its terminating zero
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
@@ -227,6 +228,7 @@ class _Parser:
         self.file = file
         self.size = size
         self.position = 0
+        self.strings = 0
 
     def parse(self) -> GGUFHeader:
         version = self.read_version()
@@ -352,6 +354,9 @@ class _Parser:
             raise self.invalid(f"claims {count} {what}, more than it can hold")
 
     def read_string(self, limit: int, what: str) -> str:
+        self.strings += 1
+        if self.strings > MAX_STRINGS:
+            raise self.invalid(f"has more than {MAX_STRINGS} strings in its header")
         length = self.read_uint64()
         if length > limit or length > self.size - self.position:
             raise self.invalid(f"claims {length} bytes for {what}")

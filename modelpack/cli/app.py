@@ -12,6 +12,7 @@ import click
 
 from modelpack.cli.progress import make_progress
 from modelpack.cli.settings import Settings, load_settings
+from modelpack.cli.terminal import printable
 from modelpack.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class App:
     def answer(self, document: Mapping[str, Any], text: str) -> None:
         """The one answer on stdout: ``document`` with --json (schemas/cli), else ``text``."""
         if self.json_output:
-            text = json.dumps(document, indent=2, ensure_ascii=False)
-        if text:
-            click.echo(text)
+            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        elif text:
+            click.echo(printable(text))
 
     def table(self, document: Mapping[str, Any], header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """An answer in columns; without rows the header alone still says what would be there."""

@@ -1,5 +1,6 @@
 """Which exit code an error means, and what to do next: the only file that knows both."""
 
+import errno
 from dataclasses import dataclass
 
 from modelpack import errors as e
@@ -80,13 +81,36 @@ class Failure:
     code: str
     message: str
     hint: str
+    rejections: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         answer: dict[str, object] = {"code": self.code, "exit": self.exit, "message": self.message}
         if self.hint:
             answer["hint"] = self.hint
         answer["retryable"] = self.exit == 5
+        if self.rejections:
+            answer["rejections"] = [{"where": where, "reason": reason} for where, reason in self.rejections]
         return answer
+
+
+# What the machine does to us where no library of ours had more to say about it.
+_OS_ERRORS: dict[int, tuple[int, str, str]] = {
+    errno.ENOSPC: (8, "disk.insufficient", "modelpack df and modelpack prune show and free space"),
+    errno.EDQUOT: (8, "disk.insufficient", "the disk quota is used up"),
+    errno.EFBIG: (8, "disk.insufficient", "the limit on file sizes (ulimit -f) is too small for a model"),
+    errno.EROFS: (1, "disk.read-only", "--store and --work-dir name another place"),
+    errno.EACCES: (1, "disk.denied", "--store and --work-dir name another place"),
+    errno.EPERM: (1, "disk.denied", "--store and --work-dir name another place"),
+    errno.EIO: (1, "disk.broken", "look at the system's log: the disk may be failing"),
+    errno.EMFILE: (1, "files.exhausted", "raise the limit on open files (ulimit -n)"),
+    errno.ENOMEM: (8, "memory.insufficient", "use a smaller variant"),
+}
+
+
+def explain_os_error(error: OSError) -> Failure | None:
+    """None for an error that a correct program would not meet."""
+    known = _OS_ERRORS.get(error.errno or 0)
+    return Failure(known[0], known[1], str(error), known[2]) if known else None
 
 
 def explain(error: e.ModelpackError) -> Failure:
@@ -94,5 +118,6 @@ def explain(error: e.ModelpackError) -> Failure:
         if isinstance(error, kind):
             # A place that knows better what to do next may say so in a note on the error.
             notes = getattr(error, "__notes__", ())
-            return Failure(exit_code, error.code, str(error), notes[0] if notes else hint)
+            rejections = error.rejections if isinstance(error, e.UntrustedError) else ()
+            return Failure(exit_code, error.code, str(error), notes[0] if notes else hint, rejections)
     return Failure(1, error.code, str(error), "")

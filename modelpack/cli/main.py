@@ -14,6 +14,7 @@ import click
 
 from modelpack import __version__
 from modelpack.cli import failures
+from modelpack.cli.terminal import printable
 from modelpack.errors import ModelpackError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pull": ("registry", "pull", "Fetch a model whose signature the policy allows."),
     "verify": ("verify", "verify", "Check who signed a model, every byte, and how it behaves."),
     "run": ("run", "run", "Ask a model, or chat with it."),
-    "serve": ("serve", "serve", "Serve models behind an OpenAI-compatible API."),
+    "serve": ("run", "serve", "Serve models behind an OpenAI-compatible API."),
     "keygen": ("trust", "keygen", "Make a signing key."),
     "sign": ("trust", "sign", "Sign a model in a registry or in the store."),
     "trust": ("trust", "trust", "Say whose signatures count."),
@@ -107,24 +108,34 @@ def main() -> NoReturn:
             _answer_error({"code": "usage", "exit": 2, "message": error.format_message(), "retryable": False})
         error.show(sys.stderr)
     except ModelpackError as error:
-        failure = failures.explain(error)
-        code = failure.exit
-        if json_output:
-            _answer_error(failure.to_json() | getattr(error, "details", {}))
-        _tell(f"error[{failure.code}]: {failure.message}")
-        if failure.hint:
-            print(f"  next: {failure.hint}", file=sys.stderr)
+        code = _fail(failures.explain(error), json_output=json_output)
     except BrokenPipeError:
         # Whoever read our answer has seen enough (modelpack list | head).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        code = failures.BUG
-        if json_output:
-            _answer_error({"code": "bug", "exit": code, "message": repr(error), "retryable": False})
-        traceback.print_exc()
-        _tell(f"error[bug]: this is a fault of modelpack {__version__}: please report it with the lines above")
+        failure = failures.explain_os_error(error) if isinstance(error, OSError) else None
+        if failure is None:
+            traceback.print_exc()
+            failure = failures.Failure(
+                failures.BUG,
+                "bug",
+                f"{type(error).__name__}: {error}",
+                f"this is a fault of modelpack {__version__}: please report it with the lines above",
+            )
+        code = _fail(failure, json_output=json_output)
     _leave(code)
+
+
+def _fail(failure: failures.Failure, *, json_output: bool) -> int:
+    if json_output:
+        _answer_error(failure.to_json())
+    _tell(f"error[{failure.code}]: {failure.message}")
+    for where, reason in failure.rejections:
+        print(f"  {printable(where)}: {printable(reason)}", file=sys.stderr)
+    if failure.hint:
+        print(f"  next: {failure.hint}", file=sys.stderr)
+    return failure.exit
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
@@ -137,6 +148,7 @@ def _answer_error(error: dict[str, object]) -> None:
 
 
 def _tell(message: str) -> None:
+    message = printable(message)
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = click.style(message, fg="red")
     print(message, file=sys.stderr)

@@ -7,7 +7,7 @@ from modelpack.cli.app import App
 from modelpack.cli.places import require_trusted
 from modelpack.errors import NotFoundError
 from modelpack.oci.reference import Reference
-from modelpack.server import ModelEntry
+from modelpack.server.models import ModelEntry
 
 
 class StoreCatalog:
@@ -19,7 +19,7 @@ class StoreCatalog:
 
     def list(self) -> list[ModelEntry]:
         return [
-            ModelEntry(stored.reference.tagged, stored.model.created, str(stored.descriptor.digest))
+            ModelEntry(stored.reference.tagged, int(stored.model.created.timestamp()), str(stored.descriptor.digest))
             for stored in catalog.list_models(self._app.store)
             if not self._only or stored.reference.tagged in self._only
         ]

@@ -1,5 +1,6 @@
 """modelpack push, pull, login, logout and registry serve."""
 
+import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ import click
 
 from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
-from modelpack.errors import AccessDeniedError, InvalidInputError
+from modelpack.errors import InvalidInputError
 from modelpack.oci.reference import Reference
 
 
@@ -184,10 +185,9 @@ def serve(app: App, host: str, port: int, read_only: bool) -> None:
         if host not in ("127.0.0.1", "localhost", "::1"):
             app.progress.warn(f"everybody who reaches {host} may pull{'' if read_only else ' and push'}")
 
-    try:
+    # Being told to stop is how a server ends well.
+    with contextlib.suppress(KeyboardInterrupt):
         embedded_registry.serve(app.store, host=host, port=port, read_only=read_only, on_ready=ready)
-    except PermissionError as error:
-        raise AccessDeniedError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
 registry.add_command(serve)

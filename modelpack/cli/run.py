@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from modelpack.cli.app import App, command
+from modelpack.cli.app import App, command, read_file
+from modelpack.cli.terminal import printable
 from modelpack.errors import InvalidInputError, ModelpackError
 from modelpack.oci.reference import Reference
 
@@ -106,7 +107,7 @@ def _require_device(device: str, worker: "Worker") -> None:
 
 def _ask(worker: "Worker", messages: list[dict[str, str]], sampling: dict[str, Any], *, stream: bool) -> "ChatAnswer":
     def show(text: str) -> None:
-        click.echo(text, nl=False)
+        click.echo(printable(text), nl=False)
 
     on_text = show if stream else None
     if worker.has_chat_template:
@@ -200,14 +201,17 @@ def serve(
     modelpack serve
     curl http://127.0.0.1:8080/v1/models
     """
-    from modelpack import server
-    from modelpack.cli.app import read_file
     from modelpack.cli.models import StoreCatalog
     from modelpack.engine.worker import WorkerOptions
+    from modelpack.server.app import ServerOptions
+    from modelpack.server.app import serve as serve_models
 
     key = read_file(api_key_file, limit=4096).decode().strip() if api_key_file else None
     key = key or app.settings.environment.get("MODELPACK_API_KEY") or None
-    options = server.ServerOptions(
+    options = ServerOptions(
+        host=host,
+        port=port,
+        unix_socket=unix_socket,
         worker=WorkerOptions(device=device, context=context, threads=threads),
         idle_timeout=idle_timeout,
         max_loaded=max_loaded,
@@ -221,4 +225,6 @@ def serve(
         app.answer({"url": address}, address)
         sys.stdout.flush()
 
-    server.serve(models, options, host=host, port=port, unix_socket=unix_socket, on_ready=ready)
+    # Being told to stop is how a server ends well.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_models(models, options, on_ready=ready)

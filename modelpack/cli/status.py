@@ -39,24 +39,25 @@ def version(app: App) -> None:
 def status(app: App) -> None:
     """Show the store, the policy, the processors, and whether llama.cpp can use a GPU."""
     from modelpack.cli.places import policy_path
-    from modelpack.engine import probe
+    from modelpack.engine.probe import probe
 
     usage = app.store.usage()
     policy = policy_path(app.settings)
-    device = probe()
+    backend = probe()
     document = {
         "modelpack": __version__,
         "store": {"path": str(app.settings.store), "models": len(usage.models), "bytes": usage.size},
         "policy": str(policy) if policy else None,
         "processors": os.cpu_count() or 1,
-        "llama_cpp": {"version": device.version, "gpu": device.gpu_offload, "devices": list(device.devices)},
+        "llama_cpp": {"version": backend.version, "gpu": backend.gpu, "system": backend.system},
     }
-    gpu = ", ".join(device.devices) if device.gpu_offload else "none: this build of llama.cpp is for the CPU"
+    gpu = "yes" if backend.gpu else "no: llama-cpp-python is built for the CPU (see the README for GPU builds)"
     lines = [
         f"modelpack  {__version__}",
         f"store      {app.settings.store}: {len(usage.models)} models, {human_size(usage.size)}",
         f"policy     {policy or 'none: pull asks for --key'}",
-        f"llama.cpp  {device.version} on {os.cpu_count()} processors",
+        f"llama.cpp  llama-cpp-python {backend.version}, {os.cpu_count()} processors",
+        f"           {backend.system}",
         f"gpu        {gpu}",
     ]
     app.answer(document, "\n".join(lines))

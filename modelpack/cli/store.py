@@ -13,6 +13,7 @@ from modelpack.oci.reference import FileReference, HubReference, LayoutReference
 
 if TYPE_CHECKING:
     from modelpack.formats import Model
+    from modelpack.gguf_header import Value
     from modelpack.oci.manifest import Descriptor, Manifest
     from modelpack.oci.target import Source
 
@@ -171,12 +172,23 @@ def _gguf_answer(path: Path) -> tuple[dict[str, object], str]:
         ("tensors", ", ".join(f"{count} {kind}" for kind, count in types.most_common())),
     )
     lines = [f"{key:13}{value}" for key, value in facts if value]
-    lines += [f"  {key} = {str(value)[:100]!s}" for key, value in metadata.items()]
+    lines += [f"  {key} = {_short(value)}" for key, value in header.metadata.items()]
     return document, "\n".join(lines)
 
 
-def _shown(value: object) -> object:
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+def _shown(value: "Value") -> object:
+    """A metadata value as JSON. A vocabulary is told by its length and its first few."""
+    if isinstance(value, (str, int, float)):
+        return value
+    return {"type": value.type, "length": value.length, "head": list(value.head)}
+
+
+def _short(value: "Value") -> str:
+    if isinstance(value, (str, int, float)):
+        text = str(value)
+    else:
+        text = f"{value.length} x {value.type}: " + ", ".join(str(item) for item in value.head[:8])
+    return text[:100].replace("\n", "\\n")
 
 
 @command("tag")

@@ -1,13 +1,12 @@
 """The child process: loads one model and serves llama-cpp-python's OpenAI server on a unix domain socket.
 
-Started as ``python -m modelpack.engine.child`` by ``engine.worker`` and by nobody else. It reads its configuration as one
-line of JSON from stdin, tells "ready" or "failed" with its facts as one line of JSON on stdout, logs to stderr, and ends
-as soon as stdin closes, which happens however the parent dies.
+Started as ``python -m modelpack.engine.child`` by ``engine.worker`` and by nobody else. It reads its configuration as
+one line of JSON from stdin, tells "ready" or "failed" with its facts as one line of JSON on stdout, logs to stderr, and
+ends as soon as stdin closes, which happens however the parent dies.
 """
 
 import contextlib
 import ctypes
-import faulthandler
 import json
 import os
 import resource
@@ -17,15 +16,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
-_GGML_LOG_LEVEL_DEBUG = 4
+# enum ggml_log_level in ggml.h; the one in llama_cpp/_logger.py is out of date.
+_GGML_LOG_LEVEL_DEBUG = 1
 _GGML_LOG_LEVEL_CONT = 5
+_LOG_BYTES = 256 * 1024
 
-_log_filter: object = None
+_log_callback: object = None
 """The log callback, kept so that it is not collected while llama.cpp holds it."""
 
 
@@ -34,7 +36,6 @@ def main() -> None:
     # Whatever llama.cpp prints to stdout belongs into the log; the channel to the parent gets a descriptor of its own.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    faulthandler.enable()
     _limit_resources(configuration["memory_limit"])
     isolated = _leave_network()
     directory = Path(configuration["directory"])
@@ -91,27 +92,28 @@ def _die_with_parent(directory: Path) -> None:
 
 def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The ASGI app over the loaded model, and the facts that the parent wants to know."""
-    import llama_cpp
-    from llama_cpp import _ggml
-
-    _filter_log(llama_cpp)
-    llama_cpp.Llama = _served_llama(llama_cpp)  # what the server below instantiates
-    from llama_cpp.server import app as server
-    from llama_cpp.server import types
-    from llama_cpp.server.settings import ModelSettings, ServerSettings
+    # Untyped on purpose: its annotations do not fit what it is used for here.
+    llama_cpp: Any = import_module("llama_cpp")
+    messages = _take_log(llama_cpp)
+    llama_cpp.Llama = _served_llama(
+        llama_cpp, mean_pooling=configuration["mean_pooling"]
+    )  # what its server instantiates
+    server: Any = import_module("llama_cpp.server.app")
+    settings: Any = import_module("llama_cpp.server.settings")
 
     started = time.monotonic()
     # interrupt_requests would cancel a running answer as soon as another request arrives.
     app = server.create_app(
-        server_settings=ServerSettings(interrupt_requests=False),
-        model_settings=[ModelSettings(**configuration["model_settings"])],
+        server_settings=settings.ServerSettings(interrupt_requests=False),
+        model_settings=[settings.ModelSettings(**configuration["model_settings"])],
     )
     load_seconds = time.monotonic() - started
     llama = server._llama_proxy()
-    commit = _ggml.libggml.ggml_commit
+    commit = import_module("llama_cpp._ggml").libggml.ggml_commit
     commit.restype = ctypes.c_char_p
     facts = {
         "load_seconds": load_seconds,
+        "log": "".join(messages),
         "llama_cpp": f"llama-cpp-python {llama_cpp.__version__}, llama.cpp {commit().decode()}",
         "system_info": llama_cpp.llama_print_system_info().decode(),
         "gpu_supported": bool(llama_cpp.llama_supports_gpu_offload()),
@@ -119,37 +121,44 @@ def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "context": llama.n_ctx(),
         "has_chat_template": llama.has_chat_template(),
         "parameters": {
-            "/v1/chat/completions": sorted(types.CreateChatCompletionRequest.model_fields),
-            "/v1/completions": sorted(types.CreateCompletionRequest.model_fields),
-            "/v1/embeddings": sorted(types.CreateEmbeddingRequest.model_fields),
+            "/v1/chat/completions": sorted(server.CreateChatCompletionRequest.model_fields),
+            "/v1/completions": sorted(server.CreateCompletionRequest.model_fields),
+            "/v1/embeddings": sorted(server.CreateEmbeddingRequest.model_fields),
         },
     }
     return app, facts
 
 
-def _filter_log(llama_cpp: Any) -> None:
-    """Write llama.cpp's log to stderr, without its debug lines, and each message on one line.
+def _take_log(llama_cpp: Any) -> list[str]:
+    """Write llama.cpp's log to stderr, without its debug lines, and into the list that is returned, up to 256 KiB.
 
-    Text from the model appears in messages. Keeping it inside its line keeps it from posing as another message.
+    Text from the model appears in messages, and whole templates in what llama-cpp-python prints to stderr. The list
+    has messages of llama.cpp alone, each kept on its line, so that no text from a model poses as a message.
     """
+    messages: list[str] = []
+    room = _LOG_BYTES
     last_level = 0
 
     def write(level: int, text: bytes, _: object) -> None:
-        nonlocal last_level
+        nonlocal last_level, room
         if level != _GGML_LOG_LEVEL_CONT:
             last_level = level
         if last_level != _GGML_LOG_LEVEL_DEBUG:
             body, end = (text[:-1], b"\n") if text.endswith(b"\n") else (text, b"")
-            os.write(2, body.replace(b"\n", b"\\n").replace(b"\r", b"\\r") + end)
+            line = body.replace(b"\n", b"\\n").replace(b"\r", b"\\r") + end
+            os.write(2, line)
+            if room > 0:
+                room -= len(line)
+                messages.append(line.decode("utf-8", "replace"))
 
-    global _log_filter  # noqa: PLW0603
-    _log_filter = llama_cpp.llama_log_callback(write)
-    llama_cpp.llama_log_set(_log_filter, ctypes.c_void_p(0))
+    global _log_callback  # noqa: PLW0603
+    _log_callback = llama_cpp.llama_log_callback(write)
+    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    return messages
 
 
-def _served_llama(llama_cpp: Any) -> Any:
+def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
     """The Llama class that the server gets: it reports usage and errors where llama-cpp-python keeps silent."""
-    import numpy as np
     from fastapi import HTTPException
     from jinja2 import TemplateError
 
@@ -161,9 +170,14 @@ def _served_llama(llama_cpp: Any) -> Any:
         message = str(error) or type(error).__name__
         return 500, {"message": message, "type": "server_error", "param": None, "code": None}
 
-    class ServedLlama(llama_cpp.Llama):  # type: ignore[misc]  # a class that is only known at run time
+    class ServedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is Any here
         prompt_tokens = 0
         completion_tokens = 0
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            # The server has no setting for it.
+            pooling = llama_cpp.LLAMA_POOLING_TYPE_MEAN if mean_pooling else llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED
+            super().__init__(*arguments, **options, pooling_type=pooling)
 
         def has_chat_template(self) -> bool:
             return "tokenizer.chat_template" in self.metadata
@@ -172,10 +186,13 @@ def _served_llama(llama_cpp: Any) -> Any:
             return self._answer(super().__call__, arguments, options)
 
         def create_chat_completion(self, *arguments: Any, **options: Any) -> Any:
+            return self._answer(self._chat, arguments, options)
+
+        def _chat(self, *arguments: Any, **options: Any) -> Any:
             if not self.has_chat_template():
                 # llama-cpp-python would fall back to the template of Llama 2.
-                raise HTTPException(400, describe(ValueError("the model has no chat template"))[1])
-            return self._answer(super().create_chat_completion, arguments, options)
+                raise ValueError("the model has no chat template")
+            return super().create_chat_completion(*arguments, **options)
 
         def _answer(self, method: Callable[..., Any], arguments: Any, options: Any) -> Any:
             self.prompt_tokens = self.completion_tokens = 0
@@ -207,19 +224,12 @@ def _served_llama(llama_cpp: Any) -> Any:
                 yield token
 
         def embed(self, input: Any, *_: Any, return_count: bool = False, **__: Any) -> Any:  # noqa: A002
-            """One vector of length 1 per text. Models without pooling of their own get the mean over the tokens.
-
-            Texts beyond the batch are an error: llama-cpp-python would cut them without a word.
-            """
+            """Vectors of length 1. A text beyond the batch is an error; llama-cpp-python would cut it silently."""
             try:
-                vectors, count = super().embed(input, truncate=False, return_count=True)
+                vectors, count = super().embed(input, normalize=True, truncate=False, return_count=True)
             except ValueError as error:
                 raise HTTPException(*describe(error)) from error
-            unpooled = self.pooling_type() == llama_cpp.LLAMA_POOLING_TYPE_NONE
-            arrays = [np.asarray(vector, dtype=np.float64) for vector in vectors]
-            means = [array.mean(axis=0) if unpooled else array for array in arrays]
-            units = [(mean / (np.linalg.norm(mean) or 1.0)).tolist() for mean in means]
-            return (units, count) if return_count else units
+            return (vectors, count) if return_count else vectors
 
     return ServedLlama
 

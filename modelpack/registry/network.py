@@ -68,12 +68,10 @@ class NetworkSettings:
         authorities = [self.ca_file] if self.ca_file else []
         for folder in self.certificate_directories:
             place = folder / registry
-            if not place.is_dir():
-                continue
-            authorities += sorted(place.glob("*.crt"))
-            for certificate in sorted(place.glob("*.cert")):
-                return Certificates(tuple(authorities), certificate, certificate.with_suffix(".key"))
-            return Certificates(tuple(authorities))
+            if place.is_dir():
+                authorities += sorted(place.glob("*.crt"))
+                ours = next(iter(sorted(place.glob("*.cert"))), None)
+                return Certificates(tuple(authorities), ours, ours.with_suffix(".key") if ours else None)
         return Certificates(tuple(authorities))
 
     def proxy_for(self, origin: Origin) -> str | None:

@@ -1,0 +1,94 @@
+"""Hyper-parameters: what config.json says, what its class would have filled in, checked when they are asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelpack.errors import InvalidCheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The values of config.json over an architecture's defaults. A value of null counts as not there."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> "Config":
+        return cls({**defaults, **{key: value for key, value in config.items() if value is not None}})
+
+    def integer(self, *keys: str) -> int:
+        """The first of these keys that is there. Raises InvalidCheckpointError when none is."""
+        value = self.find_integer(*keys)
+        if value is None:
+            raise InvalidCheckpointError(f"config.json has no {keys[0]}")
+        return value
+
+    def find_integer(self, *keys: str) -> int | None:
+        """As ``integer``, or None. Raises InvalidCheckpointError for what is not a count of 1 to 2**31 - 1."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None:
+                if type(value) is not int or not 1 <= value < 1 << 31:
+                    raise InvalidCheckpointError(f"config.json has {value!r:.50} for {key}, which is no size")
+                return value
+        return None
+
+    def find_number(self, *keys: str) -> float | None:
+        """The first of these keys that is there, or None. Raises InvalidCheckpointError for what is no number."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None:
+                return as_number(value, key)
+        return None
+
+    @property
+    def heads(self) -> int:
+        return self.integer("num_attention_heads", "n_head", "n_heads")
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.find_integer("num_key_value_heads", "n_kv_heads") or self.heads
+
+    @property
+    def head_length(self) -> int:
+        """Elements of one head."""
+        return self.find_integer("head_dim") or self.integer("hidden_size") // self.heads
+
+    @property
+    def rope(self) -> "RopeParameters":
+        """Rotary embedding: ``rope_parameters`` since transformers 5, before it ``rope_scaling`` and rope_theta."""
+        stored = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
+        if not isinstance(stored, dict):
+            raise InvalidCheckpointError("config.json has no proper rope_parameters")
+        kind = stored.get("rope_type", stored.get("type"))
+        theta = stored.get("rope_theta", self.values.get("rope_theta"))
+        return RopeParameters(
+            kind=str(kind).lower() if kind is not None else None,
+            theta=None if theta is None else as_number(theta, "rope_theta"),
+            values=stored,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RopeParameters:
+    kind: str | None
+    theta: float | None
+    values: Mapping[str, Any]
+
+    def find_number(self, *keys: str) -> float | None:
+        for key in keys:
+            if self.values.get(key) is not None:
+                return as_number(self.values[key], f"rope_parameters.{key}")
+        return None
+
+    def number(self, key: str, default: float) -> float:
+        value = self.find_number(key)
+        return default if value is None else value
+
+
+def as_number(value: object, key: str) -> float:
+    """Raises InvalidCheckpointError, naming ``key``, for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise InvalidCheckpointError(f"config.json has {value!r:.50} for {key}, which is no number")
+    return value

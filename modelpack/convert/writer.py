@@ -1,0 +1,155 @@
+"""Writes GGUF: the header from values, then the weights as they stream by.
+
+The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. gguf's own writer wants
+every tensor at once and says the size of a file only after writing it; a plan has to say it before.
+"""
+
+import contextlib
+import errno
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+from gguf import GGMLQuantizationType, GGUFValueType
+
+from modelpack.atomic_file import sync_directory
+from modelpack.convert.tensor import Tensor, encode
+from modelpack.errors import ConversionError, InsufficientDiskError
+from modelpack.progress import SILENT, Progress
+
+ALIGNMENT = 32
+CHUNK_SIZE = 4 << 20
+
+_PACKED = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor under its GGUF name, and the type in which it will be written: F32, F16 or BF16."""
+
+    name: str
+    type: str
+    tensor: Tensor
+
+    @property
+    def size(self) -> int:
+        return prod(self.tensor.shape) * _WIDTHS[self.type]
+
+
+def header_bytes(metadata: Mapping[str, gguf.GGUFValue], tensors: Sequence[PlannedTensor]) -> bytes:
+    """Everything before the weights, padded to where they begin."""
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        parts += [_string(key), struct.pack("<I", value.type), *_value(value)]
+    offset = 0
+    for planned in tensors:
+        shape = planned.tensor.shape[::-1]  # ggml counts dimensions from the innermost
+        parts += [_string(planned.name), struct.pack(f"<I{len(shape)}Q", len(shape), *shape)]
+        parts.append(struct.pack("<IQ", GGMLQuantizationType[planned.type], offset))
+        offset += planned.size + _padding(planned.size)
+    header = b"".join(parts)
+    return header + bytes(_padding(len(header)))
+
+
+def data_size(tensors: Iterable[PlannedTensor]) -> int:
+    """Bytes of the weights with the padding after each."""
+    return sum(planned.size + _padding(planned.size) for planned in tensors)
+
+
+def write_file(
+    path: Path,
+    header: bytes,
+    tensors: Sequence[PlannedTensor],
+    *,
+    forget: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
+) -> None:
+    """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
+
+    Holds a few MiB of weights at a time; ``forget`` is called between pieces. Raises InsufficientDiskError.
+    """
+    with _replacing(path) as file, progress.step("convert", total=data_size(tensors)) as step:
+        file.write(header)
+        for planned in tensors:
+            written = 0
+            for rows in _pieces(planned):
+                file.write(rows)
+                written += len(rows)
+                step.advance(len(rows))
+                forget()
+            if written != planned.size:
+                raise ConversionError(f"tensor {planned.name} came to {written} bytes instead of {planned.size}")
+            padding = _padding(planned.size)
+            file.write(bytes(padding))
+            step.advance(padding)
+
+
+def _pieces(planned: PlannedTensor) -> Iterator[bytes]:
+    tensor = planned.tensor
+    count = max(1, CHUNK_SIZE // (4 * tensor.row_length))
+    for start in range(0, tensor.rows, count):
+        rows = tensor.read(start, min(start + count, tensor.rows))
+        yield encode(rows, tensor.dtype, planned.type).tobytes()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientDiskError(f"no space left to write {path}") from error
+        raise
+    sync_directory(path.parent)
+
+
+def _value(value: gguf.GGUFValue) -> list[bytes]:
+    if value.type != GGUFValueType.ARRAY:
+        return [_scalar(value.value, value.type)]
+    items = value.value
+    if isinstance(items, (bytes, bytearray)):
+        kind = GGUFValueType.UINT8
+    else:
+        kind = value.sub_type or GGUFValueType.get_type(items[0])
+    return [struct.pack("<IQ", kind, len(items)), *(_scalar(item, kind) for item in items)]
+
+
+def _scalar(value: Any, kind: GGUFValueType) -> bytes:
+    return _string(value) if kind == GGUFValueType.STRING else struct.pack("<" + _PACKED[kind], value)
+
+
+def _string(value: str | bytes) -> bytes:
+    content = value.encode("utf-8") if isinstance(value, str) else value
+    return struct.pack("<Q", len(content)) + content
+
+
+def _padding(size: int) -> int:
+    return -size % ALIGNMENT

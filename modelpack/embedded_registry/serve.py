@@ -1,0 +1,77 @@
+"""Running the registry until it is told to stop."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from modelpack.embedded_registry.app import create_app
+from modelpack.errors import AccessDeniedError, InvalidInputError
+from modelpack.store import Store
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    store: Store,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    read_only: bool = False,
+    on_ready: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Serve ``store`` on a TCP port, 0 for a free one, until SIGINT or SIGTERM; returns when all is closed.
+
+    ``on_ready`` hears the port as soon as requests are answered. Requests in flight get a few seconds to end.
+    Raises InvalidInputError when the address cannot be used, AccessDeniedError for a port that needs privileges.
+    """
+    app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK)
+    with _listen(host, port) as listener:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            lifespan="off",
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+        _Server(config, on_ready).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False, backlog=256
+        )
+    except PermissionError as error:
+        raise AccessDeniedError(f"port {port} may not be used without privileges") from error
+    except (OSError, OverflowError) as error:
+        raise InvalidInputError(f"cannot listen on {host}:{port}: {error}") from error
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets and not self.should_exit:
+            self._on_ready(sockets[0].getsockname()[1])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again when it has stopped; for us, being told to stop is no failure.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        stopping = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self.handle_exit) for number in stopping]
+        try:
+            yield
+        finally:
+            for number, handler in zip(stopping, before, strict=True):
+                signal.signal(number, handler)

@@ -1,0 +1,201 @@
+"""Uploads: in one request or in chunks, resumable, on disk from the first byte (distribution specification 1.1,
+"Pushing Blobs").
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import uuid
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from modelpack.embedded_registry.errors import RefusedError
+from modelpack.embedded_registry.requests import Call, parse_digest
+from modelpack.oci.digest import Digest
+from modelpack.store import Store, check_space, disk_errors, locks
+
+_BLOCK = 1 << 20
+_MAX_OPEN = 64
+
+_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_CONTENT_RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
+
+
+class Upload:
+    """One session. Its file is open and locked as long as this object lives, so no clean-up takes it away."""
+
+    def __init__(self, path: Path, file: int) -> None:
+        self.path = path
+        self.id = path.name.removeprefix("upload-")
+        self.mutex = asyncio.Lock()
+        self.size = os.fstat(file).st_size
+        self.file = file
+        # Known as long as we saw every byte; a session of an earlier server is hashed when it ends.
+        self._hasher = None if self.size else hashlib.sha256()
+        weakref.finalize(self, os.close, file)
+
+    async def receive(self, request: Request) -> None:
+        """Append the body, writing and hashing one block while the next arrives. What came before a break stays."""
+        block = bytearray()
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for chunk in request.stream():
+                block += chunk
+                if len(block) >= _BLOCK:
+                    if writing:
+                        await writing
+                    writing = asyncio.create_task(run_in_threadpool(self._append, bytes(block)))
+                    block.clear()
+        finally:
+            if writing:
+                await writing
+            await run_in_threadpool(self._append, bytes(block))
+
+    def digest(self) -> Digest:
+        if self._hasher is None:
+            os.lseek(self.file, 0, os.SEEK_SET)
+            self._hasher = hashlib.sha256()
+            while block := os.read(self.file, _BLOCK):
+                self._hasher.update(block)
+        return Digest.from_hex(self._hasher.hexdigest())
+
+    def _append(self, block: bytes) -> None:
+        view = memoryview(block)
+        with disk_errors(self.path):
+            while view:
+                written = os.pwrite(self.file, view, self.size)
+                if self._hasher:
+                    self._hasher.update(view[:written])
+                self.size += written
+                view = view[written:]
+
+
+class Uploads:
+    """The sessions of a store. The last few are kept open; the others are found again on disk."""
+
+    def __init__(self, store: Store) -> None:
+        self._folder = store.partials
+        self._open: OrderedDict[str, Upload] = OrderedDict()
+
+    def start(self) -> Upload:
+        path = self._folder / f"upload-{uuid.uuid4().hex}"
+        return self._keep(Upload(path, locks.open_locked(path)))
+
+    def find(self, name: str) -> Upload:
+        """Raises RefusedError (404)."""
+        upload = self._open.get(name)
+        if upload is None:
+            file = locks.reopen_locked(self._folder / f"upload-{name}") if _ID.fullmatch(name) else None
+            if file is None:
+                raise RefusedError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")
+            upload = Upload(self._folder / f"upload-{name}", file)
+        return self._keep(upload)
+
+    def forget(self, upload: Upload) -> None:
+        self._open.pop(upload.id, None)
+        upload.path.unlink(missing_ok=True)
+
+    def _keep(self, upload: Upload) -> Upload:
+        self._open[upload.id] = upload
+        self._open.move_to_end(upload.id)
+        while len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
+        return upload
+
+
+async def start(call: Call) -> Response:
+    """Begin an upload; or end it at once, where the blob is here already or comes with the request."""
+    query = call.request.query_params
+    if mount := query.get("mount"):
+        # Blobs are shared by all repositories, so where a blob is mounted from is of no interest.
+        digest = parse_digest(mount)
+        if await run_in_threadpool(call.store.hold, digest) is not None:
+            return _created(call, digest)
+    upload = call.uploads.start()
+    if "digest" in query:
+        return await _finish(call, upload)
+    return _accepted(call, upload, 202)
+
+
+async def status(call: Call) -> Response:
+    return _accepted(call, call.uploads.find(call.item), 204)
+
+
+async def append(call: Call) -> Response:
+    upload = call.uploads.find(call.item)
+    async with upload.mutex:
+        await _receive(call, upload)
+    return _accepted(call, upload, 202)
+
+
+async def finish(call: Call) -> Response:
+    return await _finish(call, call.uploads.find(call.item))
+
+
+async def cancel(call: Call) -> Response:
+    upload = call.uploads.find(call.item)
+    async with upload.mutex:
+        call.uploads.forget(upload)
+    return Response(status_code=204)
+
+
+async def _receive(call: Call, upload: Upload) -> None:
+    headers = call.request.headers
+    length = headers.get("content-length", "")
+    announced = int(length) if length.isdecimal() and len(length) < 20 else None
+    if content_range := headers.get("content-range"):
+        match = _CONTENT_RANGE.fullmatch(content_range)
+        first, last = (int(match.group(1)), int(match.group(2))) if match else (-1, -1)
+        if first != upload.size or (announced is not None and announced != last - first + 1):
+            # "If a chunk is uploaded out of order, the registry MUST respond with a 416".
+            message = f"{upload.size} bytes are here, and the range {content_range[:50]!r} does not follow"
+            raise RefusedError(416, "BLOB_UPLOAD_INVALID", message, _headers(call, upload))
+    if announced:
+        check_space(call.store.partials, announced)
+    await upload.receive(call.request)
+
+
+async def _finish(call: Call, upload: Upload) -> Response:
+    expected = parse_digest(call.request.query_params.get("digest"))
+    async with upload.mutex:
+        await _receive(call, upload)
+        actual = await run_in_threadpool(upload.digest)
+        if actual != expected:
+            call.uploads.forget(upload)
+            raise RefusedError(400, "DIGEST_INVALID", f"the content has the digest {actual}, not {expected}")
+
+        def publish() -> None:
+            call.store.hold(expected)
+            if call.store.blobs.size(expected) != upload.size:
+                call.store.ingest.publish(upload.file, upload.path, expected)
+
+        await run_in_threadpool(publish)
+        call.uploads.forget(upload)
+    return _created(call, expected)
+
+
+def _created(call: Call, digest: Digest) -> Response:
+    location = f"{_prefix(call)}/blobs/{digest}"
+    return Response(status_code=201, headers={"Location": location, "Docker-Content-Digest": str(digest)})
+
+
+def _accepted(call: Call, upload: Upload, status_code: int) -> Response:
+    return Response(status_code=status_code, headers=_headers(call, upload))
+
+
+def _headers(call: Call, upload: Upload) -> dict[str, str]:
+    return {
+        "Location": f"{_prefix(call)}/blobs/uploads/{upload.id}",
+        "Range": f"0-{max(0, upload.size - 1)}",
+        "Docker-Upload-UUID": upload.id,
+    }
+
+
+def _prefix(call: Call) -> str:
+    return call.request.url.path.rpartition("/blobs/uploads")[0]

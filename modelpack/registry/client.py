@@ -1,0 +1,127 @@
+"""A registry and its repositories, as the Target protocol has them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from modelpack.errors import MalformedReferenceError
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest
+from modelpack.oci.reference import Reference
+from modelpack.oci.target import OpenBlob
+from modelpack.registry import blobs, manifests, referrers
+from modelpack.registry.address import DOCKER_HUB, DOCKER_HUB_NAMES, locate
+from modelpack.registry.auth import Authorizer
+from modelpack.registry.credentials import ANONYMOUS, CredentialSource
+from modelpack.registry.endpoint import Endpoint
+from modelpack.registry.http import Transport
+from modelpack.registry.network import NetworkSettings
+from modelpack.registry.retry import Retries
+from modelpack.registry.session import Session
+
+
+def connect(
+    registry: Reference | str,
+    *,
+    credentials: CredentialSource = ANONYMOUS,
+    plain_http: bool = False,
+    network: NetworkSettings | None = None,
+    retries: Retries | None = None,
+) -> "Registry":
+    """A registry by its name (``ghcr.io``, ``127.0.0.1:5000``) or by a reference into it. Sends nothing yet.
+
+    Plain http is spoken only with ``plain_http`` and to the loopback interface. Raises MalformedReferenceError.
+    """
+    name = registry.registry if isinstance(registry, Reference) else registry
+    if not name:
+        raise MalformedReferenceError(f"{registry} names no registry")
+    name = DOCKER_HUB if name in DOCKER_HUB_NAMES else name
+    network = network or NetworkSettings()
+    retries = retries or Retries()
+    has_own_authority = bool(network.certificates(name).authorities)
+    origin = locate(name, plain_http=plain_http, encrypted_loopback=has_own_authority)
+    transport = Transport(network, name)
+    authorizer = Authorizer(name, origin, credentials, transport, retries, trusted_realms=network.trusted_realms)
+    return Registry(name, Session(name, transport, authorizer, retries), authorizer)
+
+
+class Registry:
+    """One registry, as one user. Connections and tokens are shared by all its repositories."""
+
+    def __init__(self, name: str, session: Session, authorizer: Authorizer) -> None:
+        self.name = name
+        self._session = session
+        self._authorizer = authorizer
+
+    def repository(self, name: str, *, push: bool = False) -> "Repository":
+        """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token."""
+        if self.name == DOCKER_HUB and "/" not in name:
+            name = f"library/{name}"
+        return Repository(Endpoint(self._session, name, push=push))
+
+    def ping(self) -> None:
+        """Whether a registry answers there and lets us in. Raises RegistryUnavailableError, AccessDeniedError,
+        NotFoundError when something else answers.
+        """
+        self._session.request("GET", "/v2/", what=f"the registry {self.name}", expect=(200,)).close()
+
+    def check_login(self) -> bool:
+        """Whether the registry asked for the credentials, and so accepted them; False when it asks for none.
+
+        Raises AccessDeniedError when it rejects them, and what ``ping`` raises.
+        """
+        self.ping()
+        return self._authorizer.used_credential
+
+
+class Repository:
+    """One repository; a Target. Safe to use from several threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self.name = endpoint.full_name
+
+    def resolve(self, selector: str) -> Descriptor:
+        return manifests.resolve(self._endpoint, selector)
+
+    def fetch_manifest(self, descriptor: Descriptor) -> Manifest:
+        return manifests.fetch(self._endpoint, descriptor)
+
+    def read_blob(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """A stream that resumes by itself; see ``blobs.read``."""
+        return blobs.read(self._endpoint, descriptor, offset=offset)
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        return blobs.exists(self._endpoint, descriptor)
+
+    def describe_blob(self, digest: Digest) -> Descriptor:
+        """Size of a blob of which only the digest is known. Raises NotFoundError."""
+        return blobs.describe(self._endpoint, digest)
+
+    def write_blob(
+        self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
+    ) -> None:
+        blobs.write(self._endpoint, descriptor, open_blob, on_bytes=on_bytes)
+
+    def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
+        """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""
+        selector = tag or str(manifest.digest)
+        response = manifests.put(self._endpoint, manifest, selector)
+        referrers.announce(self._endpoint, manifest, acknowledged=response.headers.get("OCI-Subject"))
+        descriptor = manifest.descriptor
+        return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+
+    def list_referrers(self, subject: Digest) -> list[Descriptor]:
+        return referrers.list_referrers(self._endpoint, subject)
+
+    def list_tags(self) -> list[str]:
+        return manifests.list_tags(self._endpoint)
+
+    def delete(self, selector: str) -> None:
+        """Remove a tag, or a manifest by its digest, and then its entry among its subject's referrers.
+
+        Raises NotFoundError, and RegistryRefusedError where the registry does not delete (or not tags).
+        """
+        manifest = manifests.fetch_if_present(self._endpoint, selector) if ":" in selector else None
+        manifests.delete(self._endpoint, selector)
+        if manifest is not None:
+            referrers.withdraw(self._endpoint, manifest)

@@ -1,0 +1,53 @@
+"""One repository's part of the API, ``/v2/<name>/...``, and the scope that its requests ask for."""
+
+from collections.abc import Collection, Mapping
+
+from modelpack.registry.auth import Scope
+from modelpack.registry.http import Body, Response
+from modelpack.registry.session import Session
+
+_PULL = frozenset({"pull"})
+_PUSH = frozenset({"pull", "push"})
+_DELETE = frozenset({"pull", "push", "delete"})
+
+
+class Endpoint:
+    """Requests about one repository. With ``push``, reading asks for the right to write too: one token for all."""
+
+    def __init__(self, session: Session, name: str, *, push: bool = False) -> None:
+        self.session = session
+        self.name = name
+        self.full_name = f"{session.registry}/{name}"
+        self._actions = _PUSH if push else _PULL
+
+    def request(
+        self,
+        method: str,
+        place: str,
+        *,
+        what: str,
+        expect: Collection[int] = (200,),
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        retry: bool = True,
+        follow_origins: bool = True,
+    ) -> Response:
+        """``place`` is a path under the repository, an absolute path, or a URL at the registry's origin."""
+        if method == "DELETE":
+            actions = _DELETE
+        elif method in ("GET", "HEAD"):
+            actions = self._actions
+        else:
+            actions = self._actions = _PUSH
+        url = place if place.startswith("/") or "://" in place else f"/v2/{self.name}/{place}"
+        return self.session.request(
+            method,
+            url,
+            what=what,
+            expect=expect,
+            scope=Scope(self.name, actions),
+            headers=headers,
+            body=body,
+            retry=retry,
+            follow_origins=follow_origins,
+        )

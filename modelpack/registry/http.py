@@ -1,0 +1,217 @@
+"""One HTTP exchange: pools, TLS, proxies, time limits, and urllib3's errors as ours. No auth, redirect or retry."""
+
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from urllib3 import exceptions
+
+from modelpack import __version__
+from modelpack.errors import InvalidContentError, InvalidInputError, RegistryUnavailableError, UntrustedError
+from modelpack.registry.address import Origin
+from modelpack.registry.network import NetworkSettings
+from modelpack.registry.refusal import printable
+from modelpack.registry.retry import TransientError
+
+Body = bytes | Callable[[], Iterable[bytes]]
+"""What to send: bytes, or a function that starts the body's chunks afresh for every try (with a Content-Length)."""
+
+CHUNK_SIZE = 1 << 20
+_STALLED_BELOW = 1 << 10
+_WORTH_DRAINING = 1 << 16
+# While a body goes out a registry may pause longer than a connection may take to open: it syncs its disk.
+_SENDING_TIMEOUT = 60.0
+
+
+class Response:
+    """Status, headers and a body that streams. A context manager: leaving it gives the connection back or up."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, method: str, url: str, *, stall_timeout: float) -> None:
+        self._raw = raw
+        self._method = method
+        self._stall_timeout = stall_timeout
+        self.status = raw.status
+        self.headers: Mapping[str, str] = raw.headers
+        self.url = url
+
+    @property
+    def content_type(self) -> str:
+        """The media type without parameters, in lower case; empty when there is none."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def content_length(self) -> int | None:
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+    def header_lines(self, name: str) -> list[str]:
+        """Every line of a header that may be repeated."""
+        return self._raw.headers.getlist(name)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it arrives, in pieces of at most 1 MiB.
+
+        Raises TransientError when the connection breaks, falls silent, or trickles.
+        """
+        window, received = time.monotonic(), 0
+        while True:
+            try:
+                chunk = self._raw.read1(CHUNK_SIZE)
+            except (exceptions.HTTPError, OSError) as error:
+                raise _translate(error, self.url) from error
+            if not chunk:
+                return
+            received += len(chunk)
+            now = time.monotonic()
+            if now - window > self._stall_timeout:
+                if received < _STALLED_BELOW:
+                    raise TransientError(f"{Origin.of(self.url)} sends almost nothing any more")
+                window, received = now, 0
+            yield chunk
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises InvalidContentError when it is longer than ``limit`` bytes."""
+        content = bytearray()
+        for chunk in self.chunks():
+            content += chunk
+            if len(content) > limit:
+                raise InvalidContentError(f"{Origin.of(self.url)} answers with more than {limit} bytes")
+        return bytes(content)
+
+    def excerpt(self, limit: int = 1 << 16) -> bytes:
+        """The beginning of a body that only serves a message: never raises."""
+        content = bytearray()
+        try:
+            for chunk in self.chunks():
+                content += chunk
+                if len(content) >= limit:
+                    break
+        except RegistryUnavailableError:
+            pass
+        return bytes(content[:limit])
+
+    def close(self) -> None:
+        """Read a short rest, so that the connection serves the next request; give up a connection with more to come."""
+        if self._method == "HEAD" or (self.content_length or 0) <= _WORTH_DRAINING:
+            self._raw.drain_conn()
+        self._raw.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._raw.close()
+
+
+class Transport:
+    """Connections for one registry and for the hosts it sends us to. Safe to use from several threads."""
+
+    def __init__(self, network: NetworkSettings, registry: str) -> None:
+        self._network = network
+        self._registry = registry
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+
+    def send(self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None = None) -> Response:
+        """Send one request and read the head of the answer.
+
+        Raises TransientError, RegistryUnavailableError when trying again cannot help, UntrustedError when the
+        certificate is not trusted.
+        """
+        network = self._network
+        timeout = urllib3.Timeout(connect=network.connect_timeout, read=network.read_timeout)
+        if callable(body):
+            # After the last byte the registry hashes and commits the whole blob before it answers.
+            size = int(headers.get("Content-Length", 0))
+            timeout = urllib3.Timeout(connect=_SENDING_TIMEOUT, read=network.read_timeout + size / (20 << 20))
+        try:
+            raw = self._pool(Origin.of(url)).urlopen(
+                method,
+                url,
+                body=body() if callable(body) else body,
+                headers={"User-Agent": f"modelpack/{__version__}", "Accept-Encoding": "identity", **headers},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=timeout,
+            )
+        except exceptions.HTTPError as error:
+            raise _translate(error, url) from error
+        return Response(raw, method, url, stall_timeout=network.stall_timeout)
+
+    def _pool(self, origin: Origin) -> urllib3.PoolManager:
+        proxy = self._network.proxy_for(origin)
+        # Two threads may both make one: the second wins, the first serves its one request.
+        if proxy not in self._pools:
+            self._pools[proxy] = self._make_pool(proxy)
+        return self._pools[proxy]
+
+    def _make_pool(self, proxy: str | None) -> urllib3.PoolManager:
+        context = self._tls_context()
+        if proxy is None:
+            return urllib3.PoolManager(maxsize=16, blocksize=CHUNK_SIZE, ssl_context=context)
+        parts = urlsplit(proxy)
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+        try:
+            return urllib3.ProxyManager(
+                f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+                proxy_headers=urllib3.make_headers(proxy_basic_auth=user) if user else None,
+                maxsize=16,
+                blocksize=CHUNK_SIZE,
+                ssl_context=context,
+            )
+        except exceptions.HTTPError as error:
+            raise InvalidInputError(f"not a proxy that can be used: {parts.scheme}://{parts.hostname}") from error
+
+    def _tls_context(self) -> ssl.SSLContext:
+        certificates = self._network.certificates(self._registry)
+        context = ssl.create_default_context()
+        bundle = self._network.ca_bundle
+        try:
+            if bundle:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.load_verify_locations(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})
+            for authority in certificates.authorities:
+                context.load_verify_locations(cafile=authority)
+            if certificates.client_certificate:
+                context.load_cert_chain(certificates.client_certificate, certificates.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidInputError(f"certificates for {self._registry} cannot be read: {error}") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+def _translate(error: exceptions.HTTPError | OSError, url: str) -> Exception:  # noqa: PLR0911 - one per failure
+    # Never str(error) of urllib3 alone: it may quote a URL with a signed query.
+    place = str(Origin.of(url))
+    cause: BaseException = error
+    if isinstance(error, exceptions.ProxyError):
+        place, cause = f"the proxy for {place}", error.original_error
+    reason = cause.args[0] if isinstance(cause, exceptions.SSLError) and cause.args else cause
+    match reason:
+        case ssl.SSLCertVerificationError():
+            return UntrustedError(f"the certificate of {place} is not trusted: {printable(reason.verify_message)}")
+        case ssl.SSLError() if reason.reason == "WRONG_VERSION_NUMBER":
+            return RegistryUnavailableError(f"{place} does not speak TLS")
+        case exceptions.NameResolutionError():
+            return TransientError(f"{place} cannot be found: its host name does not resolve")
+        case exceptions.NewConnectionError():
+            said = reason.__cause__ or reason.__context__
+            return TransientError(f"{place} cannot be reached: {getattr(said, 'strerror', None) or 'no connection'}")
+        case exceptions.ConnectTimeoutError():
+            return TransientError(f"{place} does not answer: the connection timed out")
+        case exceptions.ReadTimeoutError() | TimeoutError():
+            return TransientError(f"{place} fell silent")
+        case exceptions.LocationParseError() | exceptions.URLSchemeUnknown():
+            return InvalidInputError(f"{place} is not an address")
+        case _:
+            return TransientError(f"the connection to {place} broke ({type(reason).__name__})")

@@ -1,0 +1,1 @@
+"""Signatures of artifacts: keys, the sigstore bundle, cosign's tag scheme. The only door to cryptography and nacl."""

@@ -1,0 +1,239 @@
+"""Writing blobs: under a temporary name that a later try or another process finds again, hashed while it streams,
+then renamed. What is visible under a digest is always whole and right.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from modelpack.atomic_file import sync_directory, write_atomically
+from modelpack.errors import DigestMismatchError, InsufficientDiskError, InvalidInputError, NotFoundError
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor
+from modelpack.oci.target import OpenBlob
+from modelpack.store import locks
+from modelpack.store.blobs import CHUNK_SIZE, Blobs
+
+_log = logging.getLogger(__name__)
+
+_BLOB_MODE = 0o444  # Written once: a stray editor shall not change what a digest names.
+_FICLONE = 0x40049409  # linux/fs.h: share the extents, where the file system can
+
+
+class Ingest:
+    """Brings blobs into a layout. ``partials`` lies on the same file system and holds what is not finished."""
+
+    def __init__(self, blobs: Blobs, partials: Path) -> None:
+        self._blobs = blobs
+        self._partials = partials
+
+    def write(self, descriptor: Descriptor, open_blob: OpenBlob, on_bytes: Callable[[int], None]) -> None:
+        """Store a blob; the contract is that of ``Target.write_blob``.
+
+        ``partials/<hex>`` keeps what has arrived and is its own lock: a second process waits there, and then finds
+        the blob. It stays when the stream breaks or the disk is full, and goes when the content is wrong.
+        """
+        if self._blobs.has(descriptor):
+            on_bytes(descriptor.size)
+            return
+        partial = self._partials / descriptor.digest.hex
+        with locks.locked(partial) as file, disk_errors(partial):
+            if self._blobs.has(descriptor):
+                partial.unlink()
+                on_bytes(descriptor.size)
+                return
+            progress = _HighWater(on_bytes)
+            resumed = 0 < os.fstat(file).st_size <= descriptor.size
+            try:
+                actual = self._fill(file, descriptor, open_blob, progress)
+                if actual != descriptor.digest and resumed:
+                    # What an earlier try left may have been damaged here (a power loss), which says nothing about
+                    # the source: ask it once for everything.
+                    _log.info("the partial blob %s is damaged; starting over", descriptor.digest)
+                    os.ftruncate(file, 0)
+                    actual = self._fill(file, descriptor, open_blob, progress)
+                if actual != descriptor.digest:
+                    raise DigestMismatchError(f"content of {descriptor.digest} has the digest {actual}")
+            except DigestMismatchError:
+                partial.unlink()
+                raise
+            self.publish(file, partial, descriptor.digest)
+
+    def write_small(self, content: bytes, media_type: str) -> Descriptor:
+        """Store a small blob from memory."""
+        descriptor = Descriptor.of(content, media_type)
+        if not self._blobs.has(descriptor):
+            write_atomically(self._blobs.path(descriptor.digest), content, mode=_BLOB_MODE)
+        return descriptor
+
+    def import_file(
+        self,
+        path: Path,
+        media_type: str,
+        *,
+        adopt: bool,
+        on_digest: Callable[[Digest], object],
+        on_bytes: Callable[[int], None],
+    ) -> Descriptor:
+        """Store a file; the contract is that of ``Store.import_file``. ``on_digest`` hears the digest before the blob
+        becomes visible under it.
+        """
+        temporary = self._partials / f"import-{uuid.uuid4().hex}"
+        source = _open_regular(path)
+        try:
+            with disk_errors(path):
+                if adopt and os.fstat(source).st_dev == self._partials.stat().st_dev:
+                    path.rename(temporary)
+                    file = os.dup(source)
+                else:
+                    file = self._copy(source, temporary)
+                try:
+                    digest, size = _hash(file, on_bytes)
+                    descriptor = Descriptor(media_type, digest, size)
+                    on_digest(digest)
+                    if not self._blobs.has(descriptor):
+                        self.publish(file, temporary, digest)
+                finally:
+                    os.close(file)
+                if adopt:
+                    path.unlink(missing_ok=True)
+                return descriptor
+        finally:
+            os.close(source)
+            temporary.unlink(missing_ok=True)
+
+    def publish(self, file: int, temporary: Path, digest: Digest) -> None:
+        """Make a complete file on the store's file system visible as a blob. The caller has hashed it; ``file`` has
+        it open.
+        """
+        with disk_errors(temporary):
+            os.fchmod(file, _BLOB_MODE)
+            os.utime(file)  # A clean-up spares what is young, and an adopted file may be old.
+            os.fsync(file)
+            temporary.rename(self._blobs.path(digest))
+            sync_directory(self._blobs.directory)
+
+    def _fill(self, file: int, descriptor: Descriptor, open_blob: OpenBlob, progress: "_HighWater") -> Digest:
+        """Complete a partial file from the source; returns the digest of what it then holds."""
+        if os.fstat(file).st_size > descriptor.size:
+            os.ftruncate(file, 0)
+        hasher, size = hashlib.sha256(), 0
+        for chunk in _chunks(file):
+            hasher.update(chunk)
+            size += len(chunk)
+            progress.reached(size)
+        if size < descriptor.size:
+            check_space(self._partials, descriptor.size - size)
+            with open_blob(size) as chunks:
+                for chunk in chunks:
+                    if size + len(chunk) > descriptor.size:
+                        raise DigestMismatchError(
+                            f"{descriptor.digest} is longer than the {descriptor.size} bytes promised"
+                        )
+                    _write_all(file, chunk)
+                    hasher.update(chunk)
+                    size += len(chunk)
+                    progress.reached(size)
+            if size < descriptor.size:
+                raise DigestMismatchError(
+                    f"{descriptor.digest} ended after {size} of the {descriptor.size} bytes promised"
+                )
+        return Digest.from_hex(hasher.hexdigest())
+
+    def _copy(self, source: int, temporary: Path) -> int:
+        """Copy into a new file; returns it open and locked."""
+        file = locks.open_locked(temporary)
+        try:
+            if not _clone(source, file):
+                check_space(self._partials, os.fstat(source).st_size)
+                for chunk in _chunks(source):
+                    _write_all(file, chunk)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raises InsufficientDiskError when ``needed`` bytes do not fit where ``directory`` lies."""
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise InsufficientDiskError(f"{needed} bytes are needed in {directory}, and {free} are free")
+
+
+class _HighWater:
+    """Tells only of bytes beyond those already told of, so that starting over does not count twice."""
+
+    def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self._on_bytes = on_bytes
+        self._told = 0
+
+    def reached(self, position: int) -> None:
+        if position > self._told:
+            self._on_bytes(position - self._told)
+            self._told = position
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk into InsufficientDiskError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientDiskError(f"no space left to write {path}") from error
+        raise
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no file {path}") from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidInputError(f"{path} is not a regular file")
+    return file
+
+
+def _chunks(file: int) -> Iterator[bytes]:
+    os.lseek(file, 0, os.SEEK_SET)
+    return iter(lambda: os.read(file, CHUNK_SIZE), b"")
+
+
+def _hash(file: int, on_bytes: Callable[[int], None]) -> tuple[Digest, int]:
+    hasher, size = hashlib.sha256(), 0
+    for chunk in _chunks(file):
+        hasher.update(chunk)
+        size += len(chunk)
+        on_bytes(len(chunk))
+    return Digest.from_hex(hasher.hexdigest()), size
+
+
+def _write_all(file: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _clone(source: int, target: int) -> bool:
+    """Share the extents of ``source``, copied on write: never a hard link, whose owner could change our blob."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True

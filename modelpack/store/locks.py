@@ -1,0 +1,80 @@
+"""Advisory locks between processes and threads. A lock dies with the process that holds it, also by kill -9."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold a lock on ``path``, made if missing and left where it is; yields the open file's descriptor.
+
+    Whoever held the file before may have renamed or removed it: what is locked is the file that is there now.
+    """
+    while True:
+        descriptor = os.open(path, _FLAGS, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            if _is_still(path, descriptor):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def open_locked(path: Path) -> int:
+    """Make ``path`` and hold its lock until the descriptor that is returned is closed."""
+    descriptor = os.open(path, _FLAGS | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def reopen_locked(path: Path) -> int | None:
+    """Open a file that exists and hold its lock until the descriptor is closed; None when it is gone or in use."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_still(path, descriptor):
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def hold(descriptor: int) -> None:
+    """Lock what ``descriptor`` has open (a file or a directory) until it is closed."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def attempt(path: Path) -> Iterator[bool]:
+    """Try to lock a file or a directory that exists, without waiting; yields whether it is locked now."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,253 @@
+"""One graph copy for push, pull and promote: blobs first, then manifests, then what refers to them, the tag last.
+
+What is there already is skipped, so an interrupted copy goes on where it was. Memory stays flat: blobs stream, and
+only manifests, each a few KiB, are held.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from modelpack.errors import InvalidContentError, NotFoundError
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest
+from modelpack.oci.target import OpenBlob, Source, Target
+from modelpack.progress import SILENT, Progress
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_JOBS = 4
+
+# cosign's tags beside an artifact (cosign, "Signature Specification": "Storing the signature").
+_LEGACY_SUFFIXES = ("sig", "att")
+_TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
+
+# Bounds on what a hostile registry can make us fetch (cosign GHSA-88jx-383q-w4qc and others were endless lists).
+_MAX_DEPTH = 6
+_MAX_MANIFESTS = 5_000
+
+# How long the other blobs of a failed copy may take to put down what they hold, in seconds.
+_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy did. ``bytes_copied`` counts whole blobs; what an earlier try had brought is part of them."""
+
+    descriptor: Descriptor
+    blobs_copied: int
+    blobs_skipped: int
+    bytes_copied: int
+    referrers_copied: int
+
+
+@dataclass(slots=True)
+class _Graph:
+    """What to copy, each once: manifests in an order in which every one comes after those that it names."""
+
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)
+    referrers: dict[Digest, Manifest] = field(default_factory=dict)
+    legacy_tags: dict[str, Manifest] = field(default_factory=dict)
+
+    def blobs(self) -> list[Descriptor]:
+        unique: dict[Digest, Descriptor] = {}
+        for manifest in (*self.manifests.values(), *self.referrers.values(), *self.legacy_tags.values()):
+            for descriptor in manifest.blobs:
+                unique.setdefault(descriptor.digest, descriptor)
+        return list(unique.values())
+
+
+def copy(
+    source: Source,
+    target: Target,
+    descriptor: Descriptor,
+    *,
+    tag: str | None,
+    referrers: bool = True,
+    progress: Progress = SILENT,
+    jobs: int = DEFAULT_JOBS,
+) -> CopyResult:
+    """Copy an artifact, an index with all it lists, and (with ``referrers``) signatures and all that refers to them.
+
+    ``tag`` is moved in ``target`` when everything else is there. Raises what source and target raise,
+    InvalidContentError for a graph without reasonable bounds.
+    """
+    graph = _Graph()
+    _walk(source, descriptor, graph.manifests, depth=0)
+    if referrers:
+        for digest in list(graph.manifests):
+            _walk_referrers(source, digest, graph, depth=0)
+            _find_legacy_tags(source, target, digest, graph)
+
+    blobs = graph.blobs()
+    copied = _copy_blobs(source, target, blobs, progress=progress, jobs=jobs)
+    for manifest in (*graph.manifests.values(), *graph.referrers.values()):
+        target.put_manifest(manifest)
+    for legacy_tag, manifest in graph.legacy_tags.items():
+        target.put_manifest(manifest, tag=legacy_tag)
+    if tag is not None:
+        target.put_manifest(graph.manifests[descriptor.digest], tag=tag)
+    return CopyResult(
+        descriptor=descriptor,
+        blobs_copied=len(copied),
+        blobs_skipped=len(blobs) - len(copied),
+        bytes_copied=sum(blob.size for blob in copied),
+        referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
+    )
+
+
+def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest], *, depth: int) -> Manifest:
+    if descriptor.digest in found:
+        return found[descriptor.digest]
+    _check_bounds(len(found), depth)
+    manifest = source.fetch_manifest(descriptor)
+    for child in manifest.manifests:
+        _walk(source, child, found, depth=depth + 1)
+    found[descriptor.digest] = manifest
+    return manifest
+
+
+def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: int) -> None:
+    for claimed in source.list_referrers(subject):
+        if claimed.digest in graph.referrers or claimed.digest in graph.manifests:
+            continue
+        _check_bounds(len(graph.referrers), depth)
+        try:
+            manifest = source.fetch_manifest(claimed)
+        except NotFoundError:
+            # The fallback tag outlives what it lists when somebody deletes with another tool.
+            logger.info("referrer %s of %s is listed but gone", claimed.digest, subject)
+            continue
+        if manifest.subject is None or manifest.subject.digest != subject:
+            logger.warning("%s is listed as a referrer of %s, but is none: left behind", claimed.digest, subject)
+            continue
+        for child in manifest.manifests:
+            _walk(source, child, graph.referrers, depth=depth + 1)
+        graph.referrers[claimed.digest] = manifest
+        _walk_referrers(source, claimed.digest, graph, depth=depth + 1)
+
+
+def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _Graph) -> None:
+    for suffix in _LEGACY_SUFFIXES:
+        tag = f"sha256-{subject.hex}.{suffix}"
+        manifest = _fetch_if_present(source, tag)
+        if manifest is None or manifest.is_index:
+            continue
+        # The target may have been signed again since: a tag that says all of this and more stays as it is.
+        there = _fetch_if_present(target, tag)
+        if there is None or not {layer.digest for layer in manifest.layers} <= {layer.digest for layer in there.layers}:
+            graph.legacy_tags[tag] = manifest
+
+
+def _fetch_if_present(source: Source, tag: str) -> Manifest | None:
+    try:
+        return source.fetch_manifest(source.resolve(tag))
+    except NotFoundError:
+        return None
+
+
+def _check_bounds(count: int, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidContentError(f"the artifact is nested deeper than {_MAX_DEPTH}")
+    if count >= _MAX_MANIFESTS:
+        raise InvalidContentError(f"the artifact has more than {_MAX_MANIFESTS} manifests")
+
+
+class _CancelledError(Exception):
+    """Another blob failed, or the user gave up; never seen outside this module."""
+
+
+def _copy_blobs(
+    source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, jobs: int
+) -> list[Descriptor]:
+    """Copy what is missing, ``jobs`` at a time; returns what was copied. Raises the first failure."""
+    cancelled = threading.Event()
+
+    def copy_one(descriptor: Descriptor) -> bool:
+        if target.has_blob(descriptor):
+            return False
+        with progress.step(_label(descriptor), total=descriptor.size) as step:
+
+            def advance(amount: int) -> None:
+                if cancelled.is_set():
+                    raise _CancelledError
+                step.advance(amount)
+
+            target.write_blob(descriptor, _opener(source, descriptor, cancelled), on_bytes=advance)
+        return True
+
+    # The largest first: the small ones fill the gaps at the end.
+    ordered = sorted(blobs, key=lambda descriptor: descriptor.size, reverse=True)
+    outcomes = _in_parallel(copy_one, ordered, jobs=jobs, cancelled=cancelled)
+    return [descriptor for descriptor, was_copied in zip(ordered, outcomes, strict=True) if was_copied]
+
+
+def _opener(source: Source, descriptor: Descriptor, cancelled: threading.Event) -> OpenBlob:
+    @contextmanager
+    def open_blob(offset: int) -> Iterator[Iterator[bytes]]:
+        with source.read_blob(descriptor, offset=offset) as chunks:
+            yield until_cancelled(chunks)
+
+    def until_cancelled(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if cancelled.is_set():
+                raise _CancelledError
+            yield chunk
+
+    def opened(offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        return open_blob(offset)
+
+    return opened
+
+
+def _in_parallel(
+    work: Callable[[Descriptor], bool], items: list[Descriptor], *, jobs: int, cancelled: threading.Event
+) -> list[bool]:
+    """The results of ``work`` in the order of ``items``.
+
+    On daemon threads rather than an executor's: those are joined when the interpreter ends, so that Ctrl-C would wait
+    for a connection that has fallen silent.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for position in range(len(items)):
+        waiting.put(position)
+    done: queue.SimpleQueue[tuple[int, bool | BaseException]] = queue.SimpleQueue()
+
+    def run() -> None:
+        while not cancelled.is_set():
+            try:
+                position = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((position, work(items[position])))
+            except BaseException as error:
+                done.put((position, error))
+
+    threads = [threading.Thread(target=run, name="modelpack-copy", daemon=True) for _ in range(min(jobs, len(items)))]
+    for thread in threads:
+        thread.start()
+    results = [False] * len(items)
+    try:
+        for _ in items:
+            position, outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results[position] = outcome
+    finally:
+        cancelled.set()
+        deadline = time.monotonic() + _GRACE
+        for thread in threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+    return results
+
+
+def _label(descriptor: Descriptor) -> str:
+    title = next((descriptor.annotations[key] for key in _TITLES if key in descriptor.annotations), None)
+    if title is None:
+        return descriptor.digest.short
+    return "".join(character if character.isprintable() else "?" for character in title[-60:])

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from modelpack.errors import InvalidContentError, MalformedReferenceError
+from modelpack.oci.reference import Reference
+from modelpack.registry.address import Origin, locate, stay_at, without_query
+from modelpack.registry.client import connect
+from modelpack.registry.network import NetworkSettings
+
+
+@pytest.mark.parametrize(
+    ("registry", "origin"),
+    [
+        ("registry.example", "https://registry.example"),
+        ("registry.example:8443", "https://registry.example:8443"),
+        ("docker.io", "https://registry-1.docker.io"),
+        ("localhost:5000", "http://localhost:5000"),
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("10.0.0.1:5000", "https://10.0.0.1:5000"),
+        ("localhost.evil.example", "https://localhost.evil.example"),
+    ],
+)
+def test_only_the_loopback_interface_is_spoken_to_in_plain_http(registry: str, origin: str) -> None:
+    assert str(locate(registry)) == origin
+
+
+def test_plain_http_is_spoken_when_asked_for() -> None:
+    assert str(locate("10.0.0.1:5000", plain_http=True)) == "http://10.0.0.1:5000"
+
+
+def test_a_loopback_registry_with_an_authority_of_its_own_is_spoken_to_over_tls() -> None:
+    assert str(locate("localhost:5000", encrypted_loopback=True)) == "https://localhost:5000"
+
+
+@pytest.mark.parametrize("registry", ["a/b", "user@host", "host:port", ""])
+def test_what_is_no_registry_is_refused(registry: str) -> None:
+    with pytest.raises(MalformedReferenceError):
+        connect(registry)
+
+
+def test_a_short_name_goes_to_no_registry() -> None:
+    with pytest.raises(MalformedReferenceError, match="names no registry"):
+        connect(Reference.parse("tiny:v1"))
+
+
+HERE = Origin.of("https://registry.example")
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/v2/a/blobs/uploads/1?state=a%2Fb", "https://registry.example/v2/a/blobs/uploads/1?state=a%2Fb"),
+        ("https://registry.example:443/v2/x", "https://registry.example:443/v2/x"),
+        # A proxy that ends TLS: the registry believes it speaks http.
+        ("http://registry.example/v2/x?_state=1", "https://registry.example/v2/x?_state=1"),
+        ("http://registry.example:80/v2/x", "https://registry.example/v2/x"),
+        ("https://other.example/v2/x", None),
+        ("http://registry.example:8080/v2/x", None),
+        ("//other.example/x", None),
+        ("https://registry.example@other.example/x", None),
+    ],
+)
+def test_a_location_stays_at_the_registry_or_is_none_of_ours(location: str, url: str | None) -> None:
+    assert stay_at(HERE, "https://registry.example/v2/a/blobs/uploads/", location) == url
+
+
+@pytest.mark.parametrize("url", ["ftp://x/y", "https://", "https://x:99999/", "javascript:alert(1)", "https://[::/"])
+def test_what_is_no_web_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidContentError):
+        Origin.of(url)
+
+
+def test_messages_show_no_signed_query_and_no_user() -> None:
+    assert without_query("https://user:pw@cdn.example/blob?X-Signature=canary") == "https://cdn.example/blob"
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "url", "is_direct"),
+    [
+        ("", "https://registry.example", False),
+        ("registry.example", "https://registry.example", True),
+        (".example", "https://registry.example", True),
+        ("example", "https://registry.example", True),
+        ("other, gistry.example", "https://registry.example", False),
+        ("registry.example:8443", "https://registry.example", False),
+        ("10.0.0.0/8", "https://10.1.2.3", True),
+        ("*", "https://registry.example", True),
+        ("", "https://localhost:5000", True),
+    ],
+)
+def test_no_proxy_is_read_as_curl_and_go_read_it(no_proxy: str, url: str, is_direct: bool) -> None:
+    network = NetworkSettings.from_environment({"HTTPS_PROXY": "proxy:3128", "NO_PROXY": no_proxy, "HOME": "/nowhere"})
+
+    assert network.proxy_for(Origin.of(url)) == (None if is_direct else "http://proxy:3128")
+
+
+def test_certs_d_names_authorities_and_a_client_certificate(tmp_path: Path) -> None:
+    place = tmp_path / ".docker/certs.d/registry.example:5000"
+    place.mkdir(parents=True)
+    for name in ("ca.crt", "client.cert", "client.key"):
+        (place / name).touch()
+    network = NetworkSettings.from_environment({"HOME": str(tmp_path)}, ca_file=Path("extra.pem"))
+
+    certificates = network.certificates("registry.example:5000")
+
+    assert certificates.authorities == (Path("extra.pem"), place / "ca.crt")
+    assert (certificates.client_certificate, certificates.client_key) == (place / "client.cert", place / "client.key")
+    assert network.certificates("other.example").authorities == (Path("extra.pem"),)

@@ -1,0 +1,461 @@
+"""Signing and finding signatures: the exact bytes, twice is once, and what hostile repositories cannot do."""
+
+import base64
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelpack.errors import (
+    InvalidContentError,
+    InvalidInputError,
+    InvalidSignatureError,
+    RegistryUnavailableError,
+)
+from modelpack.oci import strict_json
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest, image_index, image_manifest
+from modelpack.oci.reference import Reference
+from modelpack.oci.target import write_whole
+from modelpack.signing import envelope, simple_signing
+from modelpack.signing.candidate import Rejection, Signature
+from modelpack.signing.keys import PrivateKey
+from modelpack.signing.signature import SIGN_PREDICATE, find_signatures, sign
+from tests.fakes.vectors import MemoryRepository
+
+REFERENCE = Reference.parse("registry.example.com/team/tiny:v1")
+WHEN = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
+KEY = PrivateKey.generate()
+OTHER = PrivateKey.generate()
+BUNDLE = envelope.BUNDLE_TYPE
+
+
+@pytest.fixture
+def repository():
+    return MemoryRepository()
+
+
+@pytest.fixture
+def subject(repository):
+    return repository.add_artifact()
+
+
+def signatures(repository, subject):
+    return [one for one in find_signatures(repository, subject) if isinstance(one, Signature)]
+
+
+def rejections(repository, subject):
+    return [one for one in find_signatures(repository, subject) if isinstance(one, Rejection)]
+
+
+def bundle_bytes(subject, *, key=KEY, predicate_type=SIGN_PREDICATE, subjects=None, hint=None):
+    named = subjects or [envelope.Subject({"sha256": subject.digest.hex}, None, {})]
+    unsigned = envelope.Envelope(envelope.statement(named, predicate_type, {}), b"")
+    signed = replace(unsigned, signature=key.sign(unsigned.signed))
+    return envelope.Bundle(signed, key.public.hint if hint is None else hint).to_bytes()
+
+
+def test_what_was_signed_is_found_in_both_forms_and_verifies(repository, subject):
+    signed = sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, annotations={"env": "prod"})
+
+    found = signatures(repository, subject)
+    assert [one.scheme for one in found] == ["bundle", "cosign-legacy"]
+    for one in found:
+        assert one.verify([OTHER.public, KEY.public]) == KEY.public.id == signed.key_id
+        assert one.digest == subject.digest
+        assert one.claims.reference == "registry.example.com/team/tiny:v1"
+        assert one.claims.signed_at == WHEN
+        assert one.claims.annotations == {"env": "prod"}
+        with pytest.raises(InvalidSignatureError):
+            one.verify([OTHER.public])
+    assert signed.written == ("bundle", "cosign-legacy")
+    assert rejections(repository, subject) == []
+
+
+def test_the_bundle_has_the_bytes_that_cosign_3_reads(repository, subject):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, legacy=False)
+
+    (descriptor,) = repository.list_referrers(subject.digest)
+    manifest = repository.fetch_manifest(descriptor)
+    assert manifest.artifact_type == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert manifest.config.media_type == "application/vnd.oci.empty.v1+json"
+    assert manifest.subject.digest == subject.digest
+    assert manifest.annotations == {
+        "dev.sigstore.bundle.content": "dsse-envelope",
+        "dev.sigstore.bundle.predicateType": "https://sigstore.dev/cosign/sign/v1",
+        "org.opencontainers.image.created": "2026-11-22T10:00:00Z",
+    }
+    bundle = json.loads(repository.blobs[manifest.layers[0].digest])
+    assert list(bundle) == ["mediaType", "verificationMaterial", "dsseEnvelope"]
+    assert bundle["verificationMaterial"] == {"publicKey": {"hint": KEY.public.hint}}
+    assert list(bundle["dsseEnvelope"]) == ["payload", "payloadType", "signatures"]
+    assert list(bundle["dsseEnvelope"]["signatures"][0]) == ["sig"]
+    assert base64.b64decode(bundle["dsseEnvelope"]["payload"]) == strict_json.canonical(
+        {
+            "_type": "https://in-toto.io/Statement/v1",
+            "subject": [
+                {
+                    "name": "registry.example.com/team/tiny:v1",
+                    "digest": {"sha256": subject.digest.hex},
+                    "annotations": {
+                        "dev.modelpack.signed-at": "2026-11-22T10:00:00Z",
+                        "org.opencontainers.image.ref.name": "registry.example.com/team/tiny:v1",
+                    },
+                }
+            ],
+            "predicateType": "https://sigstore.dev/cosign/sign/v1",
+            "predicate": {},
+        }
+    )
+
+
+def test_the_sig_tag_has_the_bytes_that_cosign_2_and_skopeo_read(repository, subject):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+
+    manifest = repository.fetch_manifest(repository.resolve(f"sha256-{subject.digest.hex}.sig"))
+    (layer,) = manifest.layers
+    assert layer.media_type == "application/vnd.dev.cosign.simplesigning.v1+json"
+    assert list(layer.annotations) == ["dev.cosignproject.cosign/signature"]
+    assert repository.blobs[layer.digest] == strict_json.canonical(
+        {
+            "critical": {
+                "identity": {"docker-reference": "registry.example.com/team/tiny:v1"},
+                "image": {"docker-manifest-digest": str(subject.digest)},
+                "type": "cosign container image signature",
+            },
+            "optional": {
+                "dev.modelpack.signed-at": "2026-11-22T10:00:00Z",
+                "org.opencontainers.image.ref.name": "registry.example.com/team/tiny:v1",
+            },
+        }
+    )
+    assert manifest.config.media_type == "application/vnd.oci.image.config.v1+json"
+    config = json.loads(repository.blobs[manifest.config.digest])
+    assert config["rootfs"] == {"type": "layers", "diff_ids": [str(layer.digest)]}
+    assert len(config["history"]) == 1
+
+
+def test_the_config_under_the_sig_tag_is_cosigns_byte_for_byte():
+    payload = Descriptor(
+        simple_signing.PAYLOAD_TYPE,
+        Digest("sha256:ad35f1408a08eff211b7b1c51c350ff3730b3f5384e6d453917340ba8ea4a0b9"),
+        245,
+    )
+
+    # The config blob of the vector cosign2-sign-legacy-a.
+    assert str(Digest.of(simple_signing.image_config([payload]))) == (
+        "sha256:b05e68d0168cca79558b7abd14f6e570a1d1631b329725f29d23aa8b15da0da8"
+    )
+
+
+def test_signing_twice_writes_once_even_a_year_later(repository, subject):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+    before = (dict(repository.tags), dict(repository.manifests), dict(repository.blobs))
+
+    again = sign(repository, REFERENCE, subject, KEY, signed_at=WHEN + timedelta(days=365))
+
+    assert (again.written, again.found) == ((), ("bundle", "cosign-legacy"))
+    assert (repository.tags, repository.manifests, repository.blobs) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": OTHER},
+        {"reference": REFERENCE.with_tag("v2")},
+        {"annotations": {"env": "prod"}},
+        {"expires": WHEN + timedelta(days=90)},
+    ],
+)
+def test_a_signature_that_says_something_else_is_added_and_the_first_one_stays(repository, subject, change):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+    first = signatures(repository, subject)
+    arguments = {"reference": REFERENCE, "key": KEY, "annotations": {}, "expires": None, **change}
+
+    sign(
+        repository,
+        arguments["reference"],
+        subject,
+        arguments["key"],
+        signed_at=WHEN,
+        annotations=arguments["annotations"],
+        expires=arguments["expires"],
+    )
+
+    # The place of a signature may change, its content may not.
+    contents = [(one.scheme, one.signature) for one in signatures(repository, subject)]
+    assert len(contents) == 4
+    assert {(one.scheme, one.signature) for one in first} <= set(contents)
+
+
+def test_a_missing_form_is_added_alone(repository, subject):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, legacy=False)
+
+    again = sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+
+    assert (again.written, again.found) == (("cosign-legacy",), ("bundle",))
+
+
+def test_a_digest_alone_binds_the_signature_to_the_repository_and_to_no_tag(repository, subject):
+    sign(repository, replace(REFERENCE, tag=None).with_digest(subject.digest), subject, KEY, signed_at=WHEN)
+
+    assert {one.claims.reference for one in signatures(repository, subject)} == {"registry.example.com/team/tiny"}
+
+
+@pytest.mark.parametrize("name", ["dev.modelpack.signed-at", "dev.modelpack.x", "org.opencontainers.image.ref.name"])
+def test_annotations_that_mean_something_cannot_be_given_by_hand(repository, subject, name):
+    with pytest.raises(InvalidInputError):
+        sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, annotations={name: "x"})
+    assert signatures(repository, subject) == []
+
+
+def test_a_signature_cannot_expire_before_it_is_made(repository, subject):
+    with pytest.raises(InvalidInputError):
+        sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, expires=WHEN)
+
+
+def test_a_signature_that_another_signer_overwrites_is_added_again(repository, subject):
+    tag = simple_signing.signature_tag(subject.digest)
+    others = MemoryRepository()
+    others.add_artifact()
+    sign(others, REFERENCE, subject, OTHER, signed_at=WHEN)
+    overwrites = [1, 2]
+
+    def overwrite(manifest: Manifest, put: str | None) -> None:
+        if put == tag and overwrites:
+            overwrites.pop()
+            repository.manifests |= others.manifests
+            repository.blobs |= others.blobs
+            repository.tags[tag] = others.tags[tag]
+
+    repository.on_put = overwrite
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+
+    legacy = [one for one in signatures(repository, subject) if one.scheme == "cosign-legacy"]
+    assert [one.verify([KEY.public, OTHER.public]) for one in legacy] == [OTHER.public.id, KEY.public.id]
+
+
+def test_a_registry_that_does_not_keep_what_was_written_is_noticed(repository, subject):
+    def forget(manifest: Manifest, put: str | None) -> None:
+        if manifest.artifact_type == BUNDLE:
+            del repository.manifests[manifest.digest]
+
+    repository.on_put = forget
+    with pytest.raises(InvalidSignatureError, match="cannot be read back"):
+        sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, legacy=False)
+
+
+def test_a_sig_tag_that_is_something_else_is_not_overwritten(repository, subject):
+    tag = simple_signing.signature_tag(subject.digest)
+    repository.put_manifest(image_index([subject]), tag=tag)
+    before = repository.tags[tag]
+
+    with pytest.raises(InvalidContentError):
+        sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+    assert repository.tags[tag] == before
+
+
+def test_attack_11_a_bundle_for_another_digest_is_rejected_wherever_it_hangs(repository, subject):
+    other = repository.add_artifact(b"other weights", tag="other")
+    repository.add_referrer(subject, bundle_bytes(other), BUNDLE, artifact_type=BUNDLE)
+
+    (rejection,) = rejections(repository, subject)
+    assert "another digest" in rejection.reason
+    assert signatures(repository, subject) == []
+
+
+def test_attack_11_a_manifest_advertised_for_one_artifact_that_hangs_on_another_is_rejected(repository, subject):
+    other = repository.add_artifact(b"other weights", tag="other")
+    stray = repository.add_referrer(other, bundle_bytes(subject), BUNDLE, artifact_type=BUNDLE)
+    repository.advertised.append(stray)
+
+    (rejection,) = rejections(repository, subject)
+    assert "another subject" in rejection.reason
+
+
+def test_attack_12_an_attestation_is_not_a_signature(repository, subject):
+    attestation = bundle_bytes(subject, predicate_type="https://in-toto.io/attestation/test-result/v0.1")
+    repository.add_referrer(subject, attestation, BUNDLE, artifact_type=BUNDLE)
+
+    (rejection,) = rejections(repository, subject)
+    assert rejection.is_foreign
+    assert "test-result/v0.1" in rejection.reason
+
+
+def test_attack_13_what_the_annotation_says_of_the_predicate_type_is_not_believed(repository, subject):
+    attestation = bundle_bytes(subject, predicate_type=SIGN_PREDICATE + "/")
+    layer = write_whole(repository, attestation, BUNDLE)
+    config = write_whole(repository, b"{}", "application/vnd.oci.empty.v1+json")
+    repository.put_manifest(
+        image_manifest(
+            config=config,
+            layers=[layer],
+            subject=subject,
+            artifact_type=BUNDLE,
+            annotations={"dev.sigstore.bundle.predicateType": SIGN_PREDICATE},
+        )
+    )
+
+    assert signatures(repository, subject) == []
+
+
+def test_a_sha512_beside_the_right_sha256_must_be_right_too(repository, subject):
+    right = hashlib.sha512(repository.manifests[subject.digest]).hexdigest()
+    for sha512, count in ((right, 1), ("0" * 128, 1)):
+        named = envelope.Subject({"sha256": subject.digest.hex, "sha512": sha512}, None, {})
+        repository.add_referrer(subject, bundle_bytes(subject, subjects=[named]), BUNDLE, artifact_type=BUNDLE)
+        assert len(signatures(repository, subject)) == count
+    assert "sha512" in rejections(repository, subject)[0].reason
+
+
+def test_a_statement_may_speak_of_several_things_but_of_ours_once(repository, subject):
+    ours = envelope.Subject({"sha256": subject.digest.hex}, None, {})
+    theirs = envelope.Subject({"sha256": "0" * 64}, "weights.gguf", {})
+    repository.add_referrer(subject, bundle_bytes(subject, subjects=[theirs, ours]), BUNDLE)
+    repository.add_referrer(subject, bundle_bytes(subject, subjects=[ours, ours]), BUNDLE)
+
+    assert len(signatures(repository, subject)) == 1
+    assert "twice" in rejections(repository, subject)[0].reason
+
+
+def test_the_hint_is_no_proof_and_no_hindrance(repository, subject):
+    repository.add_referrer(subject, bundle_bytes(subject, hint=OTHER.public.hint), BUNDLE)
+
+    (signature,) = signatures(repository, subject)
+    assert signature.verify([OTHER.public, KEY.public]) == KEY.public.id
+
+
+def test_a_signature_that_contradicts_itself_is_rejected(repository, subject):
+    named = envelope.Subject(
+        {"sha256": subject.digest.hex}, "host/repo:v1", {"org.opencontainers.image.ref.name": "host/repo:v2"}
+    )
+    repository.add_referrer(subject, bundle_bytes(subject, subjects=[named]), BUNDLE)
+
+    assert "two references" in rejections(repository, subject)[0].reason
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-11-22T10:00:00", "", "9999-12-31T23:59:59-23:59"])
+def test_a_time_that_is_none_is_not_taken_for_no_time(repository, subject, text):
+    named = envelope.Subject({"sha256": subject.digest.hex}, None, {"dev.modelpack.expires": text})
+    repository.add_referrer(subject, bundle_bytes(subject, subjects=[named]), BUNDLE)
+
+    assert "dev.modelpack.expires" in rejections(repository, subject)[0].reason
+
+
+def test_attack_6_a_heap_of_referrers_is_not_read_to_its_end_and_does_not_hide_the_signature(repository, subject):
+    for number in range(150):
+        repository.add_referrer(subject, b"sbom %d" % number, "application/spdx+json", artifact_type="application/spdx")
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, legacy=False)
+
+    assert len(signatures(repository, subject)) == 1
+    assert "only 100 were read" in rejections(repository, subject)[0].reason
+
+
+def test_attack_6_what_promises_to_be_huge_is_not_fetched(repository, subject):
+    bomb = Descriptor(BUNDLE, Digest.of(b"bomb"), 5 << 20)
+    repository.blobs[bomb.digest] = b"bomb"
+    config = write_whole(repository, b"{}", "application/vnd.oci.empty.v1+json")
+    repository.put_manifest(image_manifest(config=config, layers=[bomb], subject=subject, artifact_type=BUNDLE))
+    huge = Descriptor("application/vnd.oci.image.manifest.v1+json", Digest.of(b"huge"), 1 << 40, artifact_type=BUNDLE)
+    repository.advertised.append(huge)
+
+    reasons = [one.reason for one in rejections(repository, subject)]
+    assert len(reasons) == 2
+    assert all("more than" in reason for reason in reasons)
+    assert bomb.digest not in repository.reads
+
+
+def test_attack_6_content_that_goes_on_after_its_size_is_rejected(repository, subject):
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+    for digest, content in repository.blobs.items():
+        if b"dsseEnvelope" in content or b"critical" in content:
+            repository.blobs[digest] = content + b" "
+
+    assert signatures(repository, subject) == []
+    assert all("longer than" in one.reason for one in rejections(repository, subject))
+
+
+def test_attack_7_a_manifest_that_is_both_manifest_and_index_is_rejected(repository, subject):
+    raw = strict_json.canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(Digest.of(b"{}")), "size": 2},
+            "layers": [],
+            "manifests": [],
+        }
+    )
+    descriptor = Descriptor.of(raw, "application/vnd.oci.image.manifest.v1+json")
+    repository.manifests[descriptor.digest] = raw
+    repository.list_referrers = lambda subject: [descriptor]
+
+    assert "both" in rejections(repository, subject)[0].reason
+
+
+def test_a_keyless_signature_is_named_and_not_evaluated(repository, subject):
+    document = json.loads(bundle_bytes(subject))
+    document["verificationMaterial"] = {"certificate": {"rawBytes": "AA=="}}
+    repository.add_referrer(subject, json.dumps(document).encode(), BUNDLE, artifact_type=BUNDLE)
+
+    (rejection,) = rejections(repository, subject)
+    assert rejection.is_foreign
+    assert "keyless" in rejection.reason
+
+
+def test_other_things_that_hang_on_an_artifact_are_no_candidates(repository, subject):
+    repository.add_referrer(subject, b"{}", "application/vnd.cyclonedx+json", artifact_type="application/vnd.cyclonedx")
+
+    assert find_signatures(repository, subject) == []
+
+
+def test_a_registry_that_does_not_answer_is_not_taken_for_one_without_signatures(repository, subject):
+    def down(*_):
+        raise RegistryUnavailableError("no answer")
+
+    repository.resolve = down
+    with pytest.raises(RegistryUnavailableError):
+        find_signatures(repository, subject)
+
+
+def test_no_control_character_of_a_stranger_reaches_a_reason(repository, subject):
+    named = envelope.Subject({"sha256": subject.digest.hex}, "a\x1b[2J", {"org.opencontainers.image.ref.name": "b\x07"})
+    repository.add_referrer(subject, bundle_bytes(subject, subjects=[named]), BUNDLE)
+
+    assert rejections(repository, subject)[0].reason.isprintable()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    marker=st.sampled_from([b"dsseEnvelope", b"critical"]),
+    place=st.floats(min_value=0, max_value=1, exclude_max=True),
+    mask=st.integers(1, 255),
+)
+def test_a_byte_changed_anywhere_never_leaves_a_signature_that_verifies_with_other_claims(marker, place, mask):
+    repository = MemoryRepository()
+    subject = repository.add_artifact()
+    sign(repository, REFERENCE, subject, KEY, signed_at=WHEN, annotations={"env": "prod"})
+    honest = {(one.scheme, one.signed) for one in signatures(repository, subject)}
+    digest, content = next((digest, blob) for digest, blob in repository.blobs.items() if marker in blob)
+    position = int(place * len(content))
+    tampered = bytes([*content[:position], content[position] ^ mask, *content[position + 1 :]])
+
+    # The attacker owns the registry, so every digest fits again after the change.
+    fits = str(Digest.of(tampered)).encode()
+    repository.blobs[Digest.of(tampered)] = tampered
+    for owner, raw in list(repository.manifests.items()):
+        changed = raw.replace(str(digest).encode(), fits)
+        del repository.manifests[owner]
+        repository.manifests[Digest.of(changed)] = changed
+        repository.tags = {
+            tag: Digest.of(changed) if target == owner else target for tag, target in repository.tags.items()
+        }
+
+    for one in signatures(repository, subject):
+        with suppress(InvalidSignatureError):
+            one.verify([KEY.public])
+            assert (one.scheme, one.signed) in honest

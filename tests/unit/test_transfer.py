@@ -1,0 +1,263 @@
+"""Copies between places, with everything that belongs to an artifact."""
+
+import _thread
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.registry import FakeRegistry
+
+from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError, RegistryRefusedError
+from modelpack.oci.manifest import Descriptor, Manifest, image_index
+from modelpack.oci.target import read_whole
+from modelpack.progress import SILENT, Step
+from modelpack.registry.client import Repository, connect
+from modelpack.registry.retry import Retries
+from modelpack.store import Store
+from modelpack.transfer import copy
+
+WEIGHTS = random.Random(9).randbytes(2_000_000)
+
+
+@pytest.fixture
+def here() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def there() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+def open_repository(registry: FakeRegistry) -> Repository:
+    return connect(registry.address, retries=Retries(sleep=lambda _: None)).repository("me/tiny")
+
+
+def legacy_tag(manifest: Manifest, suffix: str) -> str:
+    return f"sha256-{manifest.digest.hex}.{suffix}"
+
+
+def test_an_artifact_is_copied_with_its_blobs_and_the_tag_comes_last(here: FakeRegistry, there: FakeRegistry) -> None:
+    manifest = here.add_artifact("me/tiny", WEIGHTS, b"licence", tag="v1")
+    source, target = open_repository(here), open_repository(there)
+
+    result = copy(source, target, source.resolve("v1"), tag="v2")
+
+    assert there.blobs == here.blobs
+    assert there.tags == {("me/tiny", "v2"): str(manifest.digest)}
+    assert (result.blobs_copied, result.blobs_skipped) == (3, 0)
+    assert result.bytes_copied == len(WEIGHTS) + len(b"licence") + 2
+    assert there.requests[-1].path == "/v2/me/tiny/manifests/v2"
+
+
+def test_a_second_copy_sends_no_blob(here: FakeRegistry, there: FakeRegistry) -> None:
+    here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    source, target = open_repository(here), open_repository(there)
+    copy(source, target, source.resolve("v1"), tag="v1")
+    there.requests.clear()
+
+    result = copy(source, target, source.resolve("v1"), tag="v1")
+
+    assert (result.blobs_copied, result.blobs_skipped, result.bytes_copied) == (0, 2, 0)
+    assert there.count("POST") == 0
+
+
+def test_without_a_tag_nothing_is_tagged(here: FakeRegistry, there: FakeRegistry) -> None:
+    manifest = here.add_artifact("me/tiny", WEIGHTS)
+
+    copy(open_repository(here), open_repository(there), manifest.descriptor, tag=None)
+
+    assert there.tags == {}
+    assert ("me/tiny", str(manifest.digest)) in there.manifests
+
+
+def test_an_index_brings_what_it_lists(here: FakeRegistry, there: FakeRegistry) -> None:
+    variants = [here.add_artifact("me/tiny", text) for text in (b"q4", b"q8")]
+    index = image_index([variant.descriptor for variant in variants])
+    here.add_manifest("me/tiny", index, tag="all")
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("all"), tag="all")
+
+    assert set(there.manifests) == {("me/tiny", str(one.digest)) for one in (*variants, index)}
+    puts = [one.path for one in there.requests if one.method == "PUT" and "/manifests/" in one.path]
+    assert [path.rpartition("/")[2] for path in puts] == [*(str(one.digest) for one in (*variants, index)), "all"]
+
+
+def test_signatures_and_what_refers_to_them_come_along(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    signature = here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    stamp = here.add_artifact("me/tiny", b"timestamp", subject=signature.descriptor)
+    here.add_artifact("me/tiny", b"old signature", tag=legacy_tag(model, "sig"))
+    here.add_artifact("me/tiny", b"old attestation", tag=legacy_tag(model, "att"))
+    source = open_repository(here)
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert result.referrers_copied == 4
+    assert there.tags == here.tags
+    for referrer in (signature, stamp):
+        assert ("me/tiny", str(referrer.digest)) in there.manifests
+
+
+def test_referrers_stay_behind_when_told_so(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    source = open_repository(here)
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1", referrers=False)
+
+    assert result.referrers_copied == 0
+    assert len(there.manifests) == 1
+
+
+def test_what_is_listed_as_a_referrer_but_is_none_stays_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    here.referrers_api = False
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    other = here.add_artifact("me/tiny", b"another model")
+    replayed = here.add_artifact("me/tiny", b"signature", subject=other.descriptor)
+    gone = Descriptor.of(b"gone", model.media_type)
+    index = image_index([other.descriptor, replayed.descriptor, gone])
+    here.add_manifest("me/tiny", index, tag=f"sha256-{model.digest.hex}")
+    source = open_repository(here)
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert result.referrers_copied == 0
+    assert set(there.manifests) == {("me/tiny", str(model.digest))}
+
+
+def test_a_registry_without_the_api_gets_the_fallback_tag(here: FakeRegistry, there: FakeRegistry) -> None:
+    there.referrers_api = False
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    signature = here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    source, target = open_repository(here), open_repository(there)
+
+    copy(source, target, source.resolve("v1"), tag="v1")
+
+    assert [one.digest for one in target.list_referrers(model.digest)] == [signature.digest]
+
+
+def test_signatures_added_at_the_target_are_kept(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    here.add_artifact("me/tiny", b"first", tag=tag)
+    more = there.add_artifact("me/tiny", b"first", b"second", tag=tag)
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert there.tags["me/tiny", tag] == str(more.digest)
+
+
+def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeRegistry, tmp_path: Path) -> None:
+    manifest = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    weights = manifest.layers[0]
+    here.fail("GET", f"blobs/{weights.digest}", reset_after=1_500_000)
+    here.fail("GET", f"blobs/{weights.digest}", times=99, status=404)
+    source, target = open_repository(here), Store.open(tmp_path / "store").repository(open_repository(here).name)
+
+    with pytest.raises(NotFoundError):
+        copy(source, target, source.resolve("v1"), tag="v1")
+    assert target.list_tags() == []
+
+    here.faults.clear()
+    here.requests.clear()
+    copy(source, target, source.resolve("v1"), tag="v1")
+
+    assert target.list_tags() == ["v1"]
+    assert read_whole(target, weights, limit=1 << 22) == WEIGHTS
+    resumed = [one for one in here.requests if one.path.endswith(str(weights.digest))]
+    assert [one.headers.get("range", "")[:7] for one in resumed] == ["bytes=1"]
+    assert 1_000_000 <= int(resumed[0].headers["range"].removeprefix("bytes=").partition("-")[0]) <= 1_500_000
+
+
+def test_a_pull_of_changed_bytes_leaves_nothing(here: FakeRegistry, tmp_path: Path) -> None:
+    manifest = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    here.fail("GET", f"blobs/{manifest.layers[0].digest}", change_body=lambda body: b"!" + body[1:])
+    source, target = open_repository(here), Store.open(tmp_path / "store").repository("tiny")
+
+    with pytest.raises(DigestMismatchError):
+        copy(source, target, source.resolve("v1"), tag="v1")
+    assert target.list_tags() == []
+    assert not target.has_blob(manifest.layers[0])
+
+
+def test_one_failure_stops_the_other_blobs(here: FakeRegistry, there: FakeRegistry) -> None:
+    here.add_artifact("me/tiny", *(bytes([number]) * 1000 for number in range(60)), tag="v1")
+    there.fail("POST", "uploads", skip=4, times=99, status=400)
+    source = open_repository(here)
+
+    with pytest.raises(RegistryRefusedError):
+        copy(source, open_repository(there), source.resolve("v1"), tag="v1", jobs=2)
+    assert there.count("POST") < 15
+    assert there.tags == {}
+
+
+class GivesUp:
+    """A person who presses Ctrl-C when the first bytes have come."""
+
+    note = warn = lambda self, message: None
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+
+    def step(self, label: str, *, total: int | None = None, unit: str = "B") -> Step:
+        self.started.set()
+        return SILENT.step(label, total=total, unit=unit)
+
+
+def test_an_interrupted_copy_ends_at_once(here: FakeRegistry, there: FakeRegistry) -> None:
+    here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    here.fail("GET", "blobs", times=99, stall_after=1_000)
+    source, person = open_repository(here), GivesUp()
+
+    def press_ctrl_c() -> None:
+        person.started.wait()
+        time.sleep(0.1)
+        _thread.interrupt_main()
+
+    descriptor = source.resolve("v1")
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        copy(source, open_repository(there), descriptor, tag="v1", progress=person)
+    assert time.monotonic() - begun < 3
+    assert there.tags == {}
+
+
+def test_an_index_nested_without_end_is_refused(here: FakeRegistry, there: FakeRegistry) -> None:
+    manifest = here.add_artifact("me/tiny", b"weights")
+    for _ in range(8):
+        manifest = image_index([manifest.descriptor])
+        here.add_manifest("me/tiny", manifest)
+
+    with pytest.raises(InvalidContentError, match="nested deeper"):
+        copy(open_repository(here), open_repository(there), manifest.descriptor, tag="v1")
+
+
+class Heard:
+    """What a progress bar would have been told."""
+
+    note = warn = lambda self, message: None
+
+    def __init__(self) -> None:
+        self.labels: dict[str, int | None] = {}
+
+    def step(self, label: str, *, total: int | None = None, unit: str = "B") -> Step:
+        self.labels[label] = total
+        return SILENT.step(label)
+
+
+def test_each_blob_is_one_step_with_its_size(here: FakeRegistry, there: FakeRegistry) -> None:
+    manifest = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    source, heard = open_repository(here), Heard()
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1", progress=heard)
+
+    assert heard.labels == {blob.digest.short: blob.size for blob in manifest.blobs}
