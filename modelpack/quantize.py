@@ -159,7 +159,8 @@ def quantize(
     os.close(handle)
     temporary = Path(name)
     try:
-        command = [sys.executable, "-m", "modelpack.quantize", str(source.resolve()), name]
+        # -P: the directory that we happen to be in is no place to import from.
+        command = [sys.executable, "-P", "-m", "modelpack.quantize", str(source.resolve()), name]
         command += [str(quantization.file_type), str(threads or _processors())]
         child = _Child(command, timeout, progress, len(header.tensors))
         child.run(f"quantize {quantization.name}")

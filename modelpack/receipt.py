@@ -21,8 +21,8 @@ class Receipt:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether a person let it in without verification."""
-        return self.verdict is not None and not self.verdict.is_verified
+        """Whether a person let it in without verification; a policy that lets unsigned things pass is asked again."""
+        return self.verdict is not None and self.verdict.policy is None and not self.verdict.is_verified
 
     @property
     def summary(self) -> str:

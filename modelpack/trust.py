@@ -84,7 +84,9 @@ class Verdict:
             "signedAt": rfc3339(self.signed_at) if self.signed_at else None,
             "validUntil": rfc3339(self.valid_until) if self.valid_until else None,
             "checkedAt": rfc3339(self.checked_at),
-            "rejections": [{"where": one.where, "reason": one.reason, "foreign": one.is_foreign} for one in self.rejections],
+            "rejections": [
+                {"where": one.where, "reason": one.reason, "foreign": one.is_foreign} for one in self.rejections
+            ],
         }
 
     @classmethod

@@ -48,9 +48,9 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (
         e.PolicyRefusedError,
         6,
-        "modelpack trust add NAME KEY.pub --match 'REGISTRY/**' trusts a signer; --key trusts one once",
+        "modelpack trust list shows the rules, trust add NAME KEY.pub --match 'REGISTRY/**' adds one; --key is for once",
     ),
-    (e.InvalidSignatureError, 6, "do not use it; ask the publisher what happened"),
+    (e.InvalidSignatureError, 6, "signed by somebody else, or altered: compare the key's id with the publisher's"),
     (e.DigestMismatchError, 6, "do not use it; if it came over a proxy or cache, look there"),
     (e.UntrustedError, 6, "modelpack trust list shows whom you trust"),
     (e.CheckFailedError, 7, ""),

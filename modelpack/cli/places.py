@@ -78,6 +78,6 @@ def require_trusted(app: App, reference: Reference, descriptor: Descriptor) -> "
     from modelpack import receipt
 
     held = receipt.require_trusted(app.store, reference, descriptor, load_policy(app), now=datetime.now(UTC))
-    if held.is_skipped:
-        app.progress.warn(f"{reference} was pulled without verification: nobody knows who made it")
+    if held.verdict and not held.verdict.is_verified:
+        app.progress.warn(f"{reference} was not verified ({held.verdict.rule}): nobody knows who made it")
     return held

@@ -93,7 +93,10 @@ def pull(
         verdict = Verdict.skipped(wanted, descriptor, now=now)
     else:
         verdict = check_trust(remote, wanted, descriptor, rules, now=now)
-        app.note(f"signed by {', '.join(signer.name for signer in verdict.signers) or 'nobody'}: {verdict.rule}")
+        if verdict.is_verified:
+            app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
+        else:
+            app.progress.warn(f"{wanted} is not verified ({verdict.rule})")
     catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
     local = app.store.repository(wanted.name)
     tag = None if wanted.digest else wanted.selector

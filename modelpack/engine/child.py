@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from modelpack.engine.client import CANCEL
+
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 # enum ggml_log_level in ggml.h; the one in llama_cpp/_logger.py is out of date.
@@ -109,6 +111,7 @@ def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     )
     load_seconds = time.monotonic() - started
     llama = server._llama_proxy()
+    app.add_api_route(CANCEL, llama.cancel, methods=["POST"])
     commit = import_module("llama_cpp._ggml").libggml.ggml_commit
     commit.restype = ctypes.c_char_p
     facts = {
@@ -173,6 +176,7 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
     class ServedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is Any here
         prompt_tokens = 0
         completion_tokens = 0
+        is_cancelled = False
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             # The server has no setting for it.
@@ -196,6 +200,7 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
 
         def _answer(self, method: Callable[..., Any], arguments: Any, options: Any) -> Any:
             self.prompt_tokens = self.completion_tokens = 0
+            self.is_cancelled = False
             if options.get("stream"):
                 return self._stream(method, arguments, options)
             try:
@@ -217,9 +222,15 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
             usage = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), (*used, sum(used)), strict=True))
             yield {**chunk, "choices": [], "usage": usage}
 
+        async def cancel(self) -> None:
+            """End the running answer at its next token, as if it had reached its limit."""
+            self.is_cancelled = True
+
         def generate(self, tokens: Any, *arguments: Any, **options: Any) -> Iterator[int]:
             self.prompt_tokens = len(tokens)
             for token in super().generate(tokens, *arguments, **options):
+                if self.is_cancelled:
+                    return
                 self.completion_tokens += not llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
                 yield token
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 BASE_URL = "http://worker"
 """Names nobody: the socket decides who answers."""
 
+CANCEL = "/cancel"
+"""POST here ends the answer that the worker is working on. Streamed ones end by closing the connection, too."""
+
 
 def connect(socket: Path) -> "httpx2.Client":
     import httpx2

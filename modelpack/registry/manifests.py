@@ -89,7 +89,14 @@ def put(endpoint: Endpoint, manifest: Manifest, selector: str) -> Response:
 def delete(endpoint: Endpoint, selector: str) -> None:
     """Remove a tag, or a manifest by its digest. Raises NotFoundError, RegistryRefusedError."""
     what = f"deletion of {endpoint.full_name}{'@' if ':' in selector else ':'}{selector}"
-    endpoint.request("DELETE", f"manifests/{selector}", what=what, expect=(202, 200, 204)).close()
+    with endpoint.request("DELETE", f"manifests/{selector}", what=what, expect=(200, 202, 204, 400, 405)) as response:
+        if response.status < 300:
+            return
+        refusal = Refusal.parse(response.status, response.headers, response.excerpt())
+    if ":" not in selector:
+        # distribution 2 takes a tag for a malformed digest, and says something else.
+        raise RegistryRefusedError(f"{endpoint.session.registry} does not delete tags, only manifests by digest")
+    raise refusal.error(what)
 
 
 def list_tags(endpoint: Endpoint) -> list[str]:

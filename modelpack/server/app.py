@@ -84,7 +84,7 @@ def create_app(catalog: Catalog, options: ServerOptions) -> Starlette:
         endpoint = request.url.path
         async with AsyncExitStack() as stack:
             worker = await stack.enter_async_context(pool.lease(name, path, _PURPOSES[endpoint]))
-            return await forward(worker, endpoint, body, stack)
+            return await forward(worker, endpoint, body, stack, request.receive)
 
     async def list_models(_: Request) -> Response:
         entries = await anyio.to_thread.run_sync(catalog.list)
@@ -121,7 +121,7 @@ def create_app(catalog: Catalog, options: ServerOptions) -> Starlette:
 def serve(catalog: Catalog, options: ServerOptions, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` gets the URL, or the path of the socket, once clients may connect.
 
-    Raises KeyboardInterrupt at the end if it was SIGINT, and ModelpackError if the address is taken. No worker
+    Raises KeyboardInterrupt at the end if it was SIGINT, and InvalidInputError if the address cannot be used. No worker
     survives.
     """
     import uvicorn
@@ -149,7 +149,7 @@ def _listen(options: ServerOptions) -> socket.socket:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         return socket.create_server((options.host, options.port), family=family)
     except OSError as error:
-        raise ModelpackError(f"cannot serve on {where}: {error.strerror or error}") from error
+        raise InvalidInputError(f"cannot serve on {where}: {error.strerror or error}") from error
 
 
 def _listen_unix(path: Path) -> socket.socket:

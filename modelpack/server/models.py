@@ -100,7 +100,7 @@ class Pool:
     async def unload_idle(self) -> None:
         """Unload what was idle for too long, for as long as this runs."""
         while True:
-            await anyio.sleep(min(_IDLE_CHECK, self._idle_timeout / 2))
+            await anyio.sleep(min(_IDLE_CHECK, max(self._idle_timeout / 2, 0.05)))
             now = time.monotonic()
             for key, slot in list(self._slots.items()):
                 if slot.users == 0 and now - slot.last_used >= self._idle_timeout:

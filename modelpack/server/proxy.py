@@ -6,7 +6,7 @@ import logging
 import re
 import struct
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,7 +14,7 @@ import anyio.to_thread
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from modelpack.engine.client import connect_async
+from modelpack.engine.client import CANCEL, connect_async
 from modelpack.engine.worker import Worker
 from modelpack.errors import ModelpackError, WorkerTimeoutError
 from modelpack.server.errors import RequestRefusedError, describe, translate
@@ -29,8 +29,12 @@ _DONE = b"data: [DONE]"
 _VALIDATION = re.compile(r"'loc': \('body', ([^)]*)\), 'msg': (?:'([^']*)'|\"([^\"]*)\")")
 
 
-async def forward(worker: Worker, endpoint: str, body: dict[str, Any], lease: AsyncExitStack) -> Response:
-    """The worker's answer to ``body``. The response takes ``lease`` over and ends it when it needs no worker anymore.
+async def forward(
+    worker: Worker, endpoint: str, body: dict[str, Any], lease: AsyncExitStack, receive: Receive
+) -> Response:
+    """The worker's answer to ``body``; it is cut short when ``receive`` tells that the client went away.
+
+    The response takes ``lease`` over and ends it when it needs no worker anymore.
 
     Raises RequestRefusedError, WorkerCrashedError and WorkerTimeoutError.
     """
@@ -41,7 +45,7 @@ async def forward(worker: Worker, endpoint: str, body: dict[str, Any], lease: As
     client = await lease.enter_async_context(connect_async(worker.socket))
     request = client.build_request("POST", endpoint, json=forwarded, timeout=worker.options.answer_timeout)
     try:
-        response = await client.send(request, stream=True)
+        response = await _send(client, request, receive)
         lease.push_async_callback(response.aclose)
         if response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream"):
             events = _events(response)
@@ -61,6 +65,29 @@ async def forward(worker: Worker, endpoint: str, body: dict[str, Any], lease: As
         for item in answer["data"]:
             item["embedding"] = _to_base64(item["embedding"])
     return _Answer(answer, headers, lease.pop_all())
+
+
+async def _send(client: "httpx2.AsyncClient", request: "httpx2.Request", receive: Receive) -> "httpx2.Response":
+    """Send, and tell the worker to stop if our own client goes away: others may wait for it."""
+    import httpx2
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        with suppress(httpx2.HTTPError):
+            await client.post(CANCEL)
+
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            response = await client.send(request, stream=True)
+        except Exception as error:  # as it is, not as a group
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return response
 
 
 class _Answer(JSONResponse):

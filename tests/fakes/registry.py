@@ -46,7 +46,8 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    reset_after: int | None = None  # cut the connection after so many bytes of the body, sent or received
+    reset_after: int | None = None  # reset the connection after so many bytes of the body, sent or received
+    cut_after: int | None = None  # hang up politely after so many bytes of the body
     stall_after: int | None = None  # send so many bytes of the body, then nothing
     trickle: float | None = None  # one byte of the body every so many seconds
     change_body: Callable[[bytes], bytes] | None = None
@@ -407,6 +408,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.reset_after is not None:
             self.wfile.write(body[: fault.reset_after])
             self._reset()
+        elif fault and fault.cut_after is not None:
+            self.wfile.write(body[: fault.cut_after])
+            self.close_connection = True
         elif fault and fault.stall_after is not None:
             self.wfile.write(body[: fault.stall_after])
             self.wfile.flush()

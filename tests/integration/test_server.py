@@ -193,14 +193,14 @@ def test_a_prompt_beyond_the_context_is_a_400_and_not_cut(server: RunningServer,
     [
         (b"garbage", 400, "not JSON"),
         (b"[]", 400, "not a JSON object"),
-        (b"[" * 50_000, 400, "not JSON"),
+        (b"[" * 50_000, 400, "not JSON"),  # deeper than Python's parser goes
         ({"messages": []}, 400, "must name a model"),
         ({"model": "tiny", "messages": "x"}, 400, "messages"),
         ({"model": "tiny", "messages": [], "temperature": "hot"}, 400, "temperature"),
         ({"model": "tiny", "messages": HELLO, "n": 3}, 400, "n must be 1"),
         (b" " * 100_001, 413, "larger"),
     ],
-    ids=str,
+    ids=["text", "array", "deep", "no model", "messages", "temperature", "n", "huge"],
 )
 def test_a_malformed_request_is_refused_in_the_shape_of_the_api(
     server: RunningServer, body: Any, status: int, message: str
@@ -359,6 +359,18 @@ def test_a_client_that_goes_away_does_not_keep_the_model(serve: Serve, tiny_gguf
     patient = server.client.with_options(max_retries=5)
     answer = patient.chat.completions.create(model="tiny", messages=HELLO, temperature=0)
     assert answer.choices[0].message.content == HELLO_ANSWER
+
+
+def test_an_answer_that_nobody_waits_for_is_cut_short(serve: Serve, tiny_gguf: Path):
+    server = serve({"tiny": tiny_gguf}, worker={"context": 32_768})
+    server.client.completions.create(model="tiny", prompt="Once", max_tokens=1)
+    long: dict[str, Any] = {"model": "tiny", "prompt": ENDLESS, "temperature": 0, "max_tokens": 30_000}  # minutes
+
+    with pytest.raises(openai.APITimeoutError):
+        server.client.completions.create(**long, timeout=1.0)
+
+    answer = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5, timeout=15)
+    assert answer.choices
 
 
 def test_a_model_that_does_not_load_is_an_answer(serve: Serve, tiny_gguf: Path, tmp_path: Path):

@@ -1,7 +1,8 @@
 """Copies between places, with everything that belongs to an artifact."""
 
-import _thread
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def test_signatures_added_at_the_target_are_kept(here: FakeRegistry, there: Fake
 def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeRegistry, tmp_path: Path) -> None:
     manifest = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     weights = manifest.layers[0]
-    here.fail("GET", f"blobs/{weights.digest}", reset_after=1_500_000)
+    here.fail("GET", f"blobs/{weights.digest}", cut_after=1_500_000)
     here.fail("GET", f"blobs/{weights.digest}", times=99, status=404)
     source, target = open_repository(here), Store.open(tmp_path / "store").repository(open_repository(here).name)
 
@@ -173,8 +174,7 @@ def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeReg
     assert target.list_tags() == ["v1"]
     assert read_whole(target, weights, limit=1 << 22) == WEIGHTS
     resumed = [one for one in here.requests if one.path.endswith(str(weights.digest))]
-    assert [one.headers.get("range", "")[:7] for one in resumed] == ["bytes=1"]
-    assert 1_000_000 <= int(resumed[0].headers["range"].removeprefix("bytes=").partition("-")[0]) <= 1_500_000
+    assert [one.headers.get("range") for one in resumed] == ["bytes=1500000-1999999"]
 
 
 def test_a_pull_of_changed_bytes_leaves_nothing(here: FakeRegistry, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_an_interrupted_copy_ends_at_once(here: FakeRegistry, there: FakeRegistr
     def press_ctrl_c() -> None:
         person.started.wait()
         time.sleep(0.1)
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)
 
     descriptor = source.resolve("v1")
     threading.Thread(target=press_ctrl_c, daemon=True).start()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fakes.vectors import MemoryRepository
 
 from modelpack.errors import (
     InvalidContentError,
@@ -23,7 +24,6 @@ from modelpack.signing.envelope import BUNDLE_TYPE
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
 from modelpack.trust import Verdict, check_trust
-from tests.fakes.vectors import MemoryRepository
 
 A, B, C = (PrivateKey.generate() for _ in range(3))
 V1 = Reference.parse("registry.example.com/team/tiny:v1")
@@ -379,7 +379,10 @@ def test_a_receipt_holds_until_the_policy_changes_or_the_time_runs_out(repositor
     verdict = check_trust(repository, V1, subject, policy(), now=NOW)
 
     assert verdict.holds(policy(), now=NOW)
-    assert not verdict.holds(policy(), now=NOW + timedelta(days=1))
+    assert verdict.holds(None, now=NOW)
+    for rules in (policy(), None):
+        assert not verdict.holds(rules, now=NOW + timedelta(days=1))
+    assert not Verdict.skipped(V1, subject, now=NOW).holds(None, now=NOW)
     assert not verdict.holds(policy("require_ref = true"), now=NOW)
     assert not Verdict.skipped(V1, subject, now=NOW).holds(policy(), now=NOW)
 

@@ -149,10 +149,14 @@ def test_a_tag_and_a_manifest_are_deleted(repository: Repository, fake: FakeRegi
 
 
 def test_a_registry_that_does_not_delete_says_so(repository: Repository, fake: FakeRegistry) -> None:
-    fake.fail("DELETE", "manifests", status=405, body=b'{"errors":[{"code":"UNSUPPORTED","message":"disabled"}]}')
+    manifest = fake.add_artifact("me/tiny", b"weights", tag="v1")
+    body = b'{"errors":[{"code":"UNSUPPORTED","message":"disabled"}]}'
+    fake.fail("DELETE", "manifests", times=2, status=405, body=body)
 
-    with pytest.raises(RegistryRefusedError, match=r"deletion of .*:v1 \(HTTP 405\): UNSUPPORTED disabled"):
+    with pytest.raises(RegistryRefusedError, match="does not delete tags"):
         repository.delete("v1")
+    with pytest.raises(RegistryRefusedError, match=r"deletion of .* \(HTTP 405\): UNSUPPORTED disabled"):
+        repository.delete(str(manifest.digest))
 
 
 def test_docker_hub_keeps_official_repositories_in_library() -> None:

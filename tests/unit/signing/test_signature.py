@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fakes.vectors import MemoryRepository
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from modelpack.signing import envelope, simple_signing
 from modelpack.signing.candidate import Rejection, Signature
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import SIGN_PREDICATE, find_signatures, sign
-from tests.fakes.vectors import MemoryRepository
 
 REFERENCE = Reference.parse("registry.example.com/team/tiny:v1")
 WHEN = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
@@ -354,6 +354,29 @@ def test_attack_6_a_heap_of_referrers_is_not_read_to_its_end_and_does_not_hide_t
 
     assert len(signatures(repository, subject)) == 1
     assert "only 100 were read" in rejections(repository, subject)[0].reason
+
+
+def test_attack_6_no_more_than_100_things_that_pose_as_bundles_are_opened(repository, subject):
+    for number in range(105):
+        repository.add_referrer(subject, b"junk %d" % number, BUNDLE, artifact_type=BUNDLE)
+    repository.reads.clear()
+
+    assert len(rejections(repository, subject)) == 101
+    assert len(repository.reads) == 100
+
+
+def test_attack_6_no_more_than_100_layers_of_the_sig_tag_are_opened(repository, subject):
+    junk = write_whole(repository, b"junk", simple_signing.PAYLOAD_TYPE)
+    junk = replace(junk, annotations={"dev.cosignproject.cosign/signature": "AA=="})
+    config = write_whole(repository, b"{}", simple_signing.CONFIG_TYPE)
+    tag = simple_signing.signature_tag(subject.digest)
+    repository.put_manifest(image_manifest(config=config, layers=[junk] * 105), tag=tag)
+    repository.reads.clear()
+
+    assert len(rejections(repository, subject)) == 101
+    assert len(repository.reads) == 100
+    with pytest.raises(InvalidContentError, match="holds 105 signatures"):
+        sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
 
 
 def test_attack_6_what_promises_to_be_huge_is_not_fetched(repository, subject):

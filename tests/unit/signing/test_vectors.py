@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from fakes.vectors import MemoryRepository
 
 from modelpack.errors import InvalidSignatureError, UnsignedError, UntrustedError
 from modelpack.oci.reference import Reference
@@ -13,7 +14,6 @@ from modelpack.policy import Policy
 from modelpack.signing.keys import PublicKey
 from modelpack.signing.signature import find_signatures
 from modelpack.trust import check_trust
-from tests.fakes.vectors import MemoryRepository
 
 VECTORS = Path(__file__).parents[2] / "data" / "signing"
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

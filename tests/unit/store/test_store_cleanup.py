@@ -172,6 +172,18 @@ def test_what_became_needed_since_the_plan_stays(store: Store) -> None:
     assert repository.resolve("v0").digest == old.digest
 
 
+def test_what_somebody_began_to_hold_since_the_plan_stays(store: Store) -> None:
+    orphan = store.write_small(b"of a build", "text/plain")
+    age_all(store)
+    store.release([orphan.digest])
+    plan = store.plan_prune()
+    assert [digest for digest, _ in plan.blobs] == [orphan.digest]
+
+    assert store.repository("tiny").has_blob(orphan)
+    assert store.carry_out(plan).blobs == ()
+    store.rehash(orphan)
+
+
 def test_prune_removes_old_partial_files_that_nobody_writes(store: Store) -> None:
     then = time.time() - timedelta(days=8).total_seconds()
     for name in ("a" * 64, "upload-1", "b" * 64):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
+TINY = Path(__file__).parent.parent / "data" / "tiny-llama"
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -50,7 +50,7 @@ SYNTHETIC = {
         },
         shards=3,
         generation={"temperature": 0.6, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1},
-        card="---\nlicense: llama3.1\nbase_model: meta-llama/Llama-3.1-8B\nlanguage: [en, 'no']\nversion: 1.10\n---\n# Card\n",
+        card="---\nlicense: llama3.1\nbase_model: meta-llama/Llama-3.1-8B\nlanguage: [en, 'no']\n---\n# Card\n",
     ),
     "linear-rope-biases": Synthetic(
         "LlamaForCausalLM",
@@ -166,7 +166,7 @@ def _weights(synthetic: Synthetic, config: Mapping[str, Any]) -> dict[str, tuple
             for name in ("self_attn.q_norm", "self_attn.k_norm"):
                 shapes[f"{prefix}{name}.weight"] = (length,)
     # RandomState's stream is frozen for good, default_rng's is not.
-    random = np.random.RandomState(1234)  # noqa: NPY002
+    random = np.random.RandomState(1234)
     weights = {}
     for name in sorted(shapes):
         values = random.standard_normal(shapes[name]).astype("<f4") * np.float32(0.1)

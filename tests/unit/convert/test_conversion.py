@@ -1,0 +1,217 @@
+"""Checkpoints become the very bytes that upstream's converter makes of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
+
+from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.errors import (
+    InvalidCheckpointError,
+    InvalidInputError,
+    UnknownArchitectureError,
+    UnsupportedError,
+)
+from modelpack.gguf_header import read_header
+
+DATA = Path(__file__).parent.parent.parent / "data"
+TINY = DATA / "tiny-llama"
+GOLDENS = json.loads((DATA / "conversion" / "goldens.json").read_text(encoding="utf-8"))["sha256"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be changed."""
+    return Path(shutil.copytree(TINY, tmp_path / "tiny-llama"))
+
+
+def change_config(checkpoint: Path, **changes: object) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+
+
+def converted(plan: ConversionPlan, path: Path) -> str:
+    run_conversion(plan, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("file_type", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
+def test_a_conversion_equals_upstreams_byte_for_byte(tmp_path: Path, name: str, file_type: str) -> None:
+    directory = TINY if name == "tiny-llama" else write_checkpoint(name, tmp_path / "checkpoint")
+    plan = plan_conversion(Checkpoint.open(directory), file_type=file_type, name=name)
+
+    assert converted(plan, tmp_path / "out.gguf") == GOLDENS[name][file_type]
+
+
+def test_every_golden_was_compared() -> None:
+    assert set(GOLDENS) == {"tiny-llama", *SYNTHETIC}
+
+
+def test_a_plan_says_what_the_file_will_be(tmp_path: Path) -> None:
+    plan = plan_conversion(Checkpoint.open(TINY), name="tiny-llama")
+    run_conversion(plan, tmp_path / "out.gguf")
+    header = read_header(tmp_path / "out.gguf")
+
+    assert plan.output_size == header.file_size
+    assert (plan.architecture, plan.file_type) == (header.architecture, header.file_type) == ("llama", "BF16")
+    assert (plan.tensor_count, plan.parameters) == (len(header.tensors), header.parameters) == (20, 918_784)
+    assert [planned.name for planned in plan.tensors] == [info.name for info in header.tensors]
+    assert list(plan.metadata) == list(header.metadata)
+    assert plan.metadata["general.name"] == header.name == "Tiny Llama"
+
+
+@pytest.mark.parametrize(("name", "file_type"), [("llama3-rope", "F16"), ("qwen2-0.5b", "BF16"), ("qwen3-yarn", "F32")])
+def test_a_conversion_keeps_the_checkpoints_own_type(tmp_path: Path, name: str, file_type: str) -> None:
+    plan = plan_conversion(Checkpoint.open(write_checkpoint(name, tmp_path)))
+
+    assert plan.file_type == file_type
+
+
+def test_neither_folder_nor_time_nor_umask_gets_into_the_file(tmp_path: Path) -> None:
+    first = Path(shutil.copytree(TINY, tmp_path / "one"))
+    second = Path(shutil.copytree(TINY, tmp_path / "deep" / "er" / "Another-7B-v2"))
+    for path in second.iterdir():
+        os.utime(path, (1, 1))
+    one = converted(plan_conversion(Checkpoint.open(first), name="tiny"), tmp_path / "1.gguf")
+    before = os.umask(0o077)
+    try:
+        two = converted(plan_conversion(Checkpoint.open(second), name="tiny"), tmp_path / "2.gguf")
+    finally:
+        os.umask(before)
+
+    assert one == two
+    assert (tmp_path / "2.gguf").stat().st_mode & 0o777 == 0o644
+
+
+def test_memory_stays_flat_however_large_a_tensor_is(tmp_path: Path) -> None:
+    directory = write_checkpoint("llama3-rope", tmp_path / "checkpoint")
+    for path in directory.glob("model*"):
+        path.unlink()
+    hidden = 4096
+    change_config(directory, hidden_size=hidden, num_attention_heads=32, num_key_value_heads=32, num_hidden_layers=1)
+    square = ("F32", np.zeros((hidden, hidden), "<f4"))
+    layer = "model.layers.0."
+    names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj"]
+    weights = {f"{layer}{name}.weight": square for name in names}
+    norms = ("model.norm.weight", f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight")
+    weights |= {name: ("F32", np.ones(hidden, "<f4")) for name in norms}
+    weights["model.embed_tokens.weight"] = ("F32", np.zeros((520, hidden), "<f4"))
+    write_weights(directory, weights)
+    del weights, square
+    plan = plan_conversion(Checkpoint.open(directory), file_type="F16")
+
+    tracemalloc.start()
+    run_conversion(plan, tmp_path / "out.gguf")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert plan.output_size > 150 << 20
+    assert peak < 24 << 20
+
+
+def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
+    class Counting:
+        done = 0
+
+        def step(self, label: str, *, total: int | None = None, unit: str = "B") -> "Counting":
+            self.total = total
+            return self
+
+        def advance(self, amount: int) -> None:
+            self.done += amount
+
+        def note(self, message: str) -> None: ...
+
+        def warn(self, message: str) -> None: ...
+
+        def __enter__(self) -> "Counting":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    progress = Counting()
+    plan = plan_conversion(Checkpoint.open(TINY))
+    run_conversion(plan, tmp_path / "out.gguf", progress=progress)
+
+    assert progress.done == progress.total == plan.output_size - len(plan.header)
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
+    plan = plan_conversion(Checkpoint.open(TINY))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    plan.shards.forget = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run_conversion(plan, tmp_path / "out.gguf")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_architecture_is_answered_with_those_there_are(tiny: Path) -> None:
+    change_config(tiny, architectures=["MambaForCausalLM"])
+
+    with pytest.raises(UnknownArchitectureError, match=r"'MambaForCausalLM'.*LlamaForCausalLM.*Qwen3ForCausalLM"):
+        plan_conversion(Checkpoint.open(tiny))
+
+
+def test_a_type_that_is_llama_cpps_work_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="Q4_K_M"):
+        plan_conversion(Checkpoint.open(TINY), file_type="Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_hidden_layers": 3}, r"no tensor for blk\.2\."),
+        ({"num_hidden_layers": 1}, r"a tensor for blk\.1\."),
+        ({"hidden_size": 128}, "token_embd.weight has the shape"),
+        ({"vocab_size": 600}, r"token_embd.weight has the shape \[512, 256\], not \[600, 256\]"),
+        ({"num_attention_heads": 3}, "256 rows cannot be split"),
+        ({"num_attention_heads": -1}, "-1 for num_attention_heads"),
+        ({"num_hidden_layers": "2"}, "'2' for num_hidden_layers"),
+        ({"rope_scaling": [1]}, "no proper rope_parameters"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": "8"}}, "'8' for rope_parameters.factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": -8.0}}, "impossible llama3 rope"),
+        ({"rms_norm_eps": True}, "True for rms_norm_eps"),
+        ({"architectures": []}, "names no architecture"),
+    ],
+)
+def test_impossible_hyper_parameters_are_refused_before_any_work(tiny: Path, changes: dict, reason: str) -> None:
+    change_config(tiny, **changes)
+
+    with pytest.raises(InvalidCheckpointError, match=reason):
+        plan_conversion(Checkpoint.open(tiny))
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_refused(tiny: Path) -> None:
+    write_weights(tiny, {"model.layers.0.mystery.weight": ("F32", np.zeros((2, 2), "<f4"))})
+
+    with pytest.raises(UnsupportedError, match=r"'model\.layers\.0\.mystery\.weight'"):
+        plan_conversion(Checkpoint.open(tiny))
+
+
+def test_weights_of_integers_are_refused(tiny: Path) -> None:
+    write_weights(
+        tiny, {"model.embed_tokens.weight": ("I32", np.zeros((512, 256), "<i4")), "x": ("F32", np.zeros((2, 2)))}
+    )
+    with pytest.raises(InvalidCheckpointError):
+        Checkpoint.open(tiny)  # x has float64 bytes under F32
+
+    write_weights(
+        tiny,
+        {
+            "lm_head.weight": ("F32", np.zeros((512, 256), "<f4")),
+            "model.embed_tokens.weight": ("I32", np.zeros((512, 256), "<i4")),
+        },
+    )
+    with pytest.raises(UnsupportedError, match="holds I32"):
+        plan_conversion(Checkpoint.open(tiny))
