@@ -8,14 +8,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
-from modelpack.oci.target import OpenBlob, Source, Target
+from modelpack.oci.target import Source, Target
 from modelpack.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
@@ -177,31 +176,13 @@ def _copy_blobs(
                     raise _CancelledError
                 step.advance(amount)
 
-            target.write_blob(descriptor, _opener(source, descriptor, cancelled), on_bytes=advance)
+            target.write_blob(descriptor, lambda offset: source.read_blob(descriptor, offset=offset), on_bytes=advance)
         return True
 
     # The largest first: the small ones fill the gaps at the end.
     ordered = sorted(blobs, key=lambda descriptor: descriptor.size, reverse=True)
     outcomes = _in_parallel(copy_one, ordered, jobs=jobs, cancelled=cancelled)
     return [descriptor for descriptor, was_copied in zip(ordered, outcomes, strict=True) if was_copied]
-
-
-def _opener(source: Source, descriptor: Descriptor, cancelled: threading.Event) -> OpenBlob:
-    @contextmanager
-    def open_blob(offset: int) -> Iterator[Iterator[bytes]]:
-        with source.read_blob(descriptor, offset=offset) as chunks:
-            yield until_cancelled(chunks)
-
-    def until_cancelled(chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if cancelled.is_set():
-                raise _CancelledError
-            yield chunk
-
-    def opened(offset: int) -> AbstractContextManager[Iterator[bytes]]:
-        return open_blob(offset)
-
-    return opened
 
 
 def _in_parallel(

@@ -73,4 +73,4 @@ def run_smoke(
 ) -> SmokeReport:
     """Load a stored model in a worker and ask it the suite. Raises UnsupportedError for what is no model."""
     _, model = catalog.read_model(store.repository(reference.name), descriptor)
-    return smoke(catalog.weights_path(store, model), suite, options, progress=progress)
+    return smoke(catalog.weights_path(store, model), suite, options, name=str(reference), progress=progress)

@@ -48,7 +48,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (
         e.PolicyRefusedError,
         6,
-        "modelpack trust list shows the rules, trust add NAME KEY.pub --match 'REGISTRY/**' adds one; --key is for once",
+        "modelpack trust list shows the rules; trust add NAME KEY.pub --match 'REGISTRY/**' adds one",
     ),
     (e.InvalidSignatureError, 6, "signed by somebody else, or altered: compare the key's id with the publisher's"),
     (e.DigestMismatchError, 6, "do not use it; if it came over a proxy or cache, look there"),
@@ -65,9 +65,9 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (
         e.WorkerCrashedError,
         9,
-        "the last lines of llama.cpp's log are above; modelpack inspect shows what the file says",
+        "the last lines of its log are above; a smaller --context needs less memory, --device cpu no GPU",
     ),
-    (e.WorkerError, 9, ""),
+    (e.WorkerError, 1, "--context N gives a longer conversation room; modelpack inspect shows what the model is"),
     (e.StoreLockedError, 1, "wait for the other modelpack command to end"),
     (e.RegistryRefusedError, 1, ""),
 )

@@ -61,7 +61,7 @@ def run(
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     options = WorkerOptions(device=device, context=context, threads=threads)
     with app.progress.step(f"loading {stored.reference}"):
-        worker = Worker.start(path, options)
+        worker = Worker.start(path, options, name=str(stored.reference))
     with worker:
         _require_device(device, worker)
         app.note(f"device: {worker.device}")

@@ -176,6 +176,7 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
     class ServedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is Any here
         prompt_tokens = 0
         completion_tokens = 0
+        generation_seconds = 0.0  # from the first token to the last one, the prompt not counted
         is_cancelled = False
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -200,6 +201,7 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
 
         def _answer(self, method: Callable[..., Any], arguments: Any, options: Any) -> Any:
             self.prompt_tokens = self.completion_tokens = 0
+            self.generation_seconds = 0.0
             self.is_cancelled = False
             if options.get("stream"):
                 return self._stream(method, arguments, options)
@@ -220,7 +222,9 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
                 return
             used = (self.prompt_tokens, self.completion_tokens)
             usage = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), (*used, sum(used)), strict=True))
-            yield {**chunk, "choices": [], "usage": usage}
+            # As llama.cpp's own server spells it. Clients cannot measure it: chunks reach them in bursts.
+            timings = {"predicted_n": self.completion_tokens, "predicted_ms": 1000 * self.generation_seconds}
+            yield {**chunk, "choices": [], "usage": usage, "timings": timings}
 
         async def cancel(self) -> None:
             """End the running answer at its next token, as if it had reached its limit."""
@@ -228,9 +232,13 @@ def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:
 
         def generate(self, tokens: Any, *arguments: Any, **options: Any) -> Iterator[int]:
             self.prompt_tokens = len(tokens)
+            first: float | None = None
             for token in super().generate(tokens, *arguments, **options):
                 if self.is_cancelled:
                     return
+                now = time.monotonic()
+                first = first or now
+                self.generation_seconds = now - first
                 self.completion_tokens += not llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
                 yield token
 

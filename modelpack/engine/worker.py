@@ -70,12 +70,15 @@ class ChatAnswer:
     """From the request to the last token."""
     first_token_seconds: float
     """From the request to the first token, or to the end where there was none."""
+    generation_seconds: float = 0.0
+    """From the first token to the last one, as the child measured it."""
 
     @property
     def tokens_per_second(self) -> float | None:
         """Speed of generation, the prompt not counted; None for an answer too short to tell."""
-        duration = self.seconds - self.first_token_seconds
-        return (self.completion_tokens - 1) / duration if self.completion_tokens > 1 and duration > 0 else None
+        if self.completion_tokens < 2 or self.generation_seconds <= 0:
+            return None
+        return (self.completion_tokens - 1) / self.generation_seconds
 
 
 class Worker:
@@ -228,7 +231,7 @@ class Worker:
         started = time.monotonic()
         first: float | None = None
         pieces: list[str] = []
-        finish_reason, usage = "", {"prompt_tokens": 0, "completion_tokens": 0}
+        finish_reason, usage, generation = "", {"prompt_tokens": 0, "completion_tokens": 0}, 0.0
         with (
             self._explained(f"answering with {self.name}", limit) as explained,
             self._client.stream("POST", path, json={**body, "stream": True}, timeout=limit) as response,
@@ -241,6 +244,7 @@ class Worker:
                 if "error" in chunk:
                     raise WorkerError(chunk["error"]["message"])
                 usage = chunk.get("usage") or usage
+                generation = chunk.get("timings", {}).get("predicted_ms", 0.0) / 1000
                 for choice in chunk["choices"]:
                     finish_reason = choice["finish_reason"] or finish_reason
                     text = choice.get("text") or choice.get("delta", {}).get("content")
@@ -259,6 +263,7 @@ class Worker:
             completion_tokens=usage["completion_tokens"],
             seconds=ended - started,
             first_token_seconds=(first or ended) - started,
+            generation_seconds=generation,
         )
 
     def _explained(self, doing: str, limit: float) -> "_Explained":

@@ -118,7 +118,7 @@ class Transport:
     def __init__(self, network: NetworkSettings, registry: str) -> None:
         self._network = network
         self._registry = registry
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
 
     def send(self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None = None) -> Response:
         """Send one request and read the head of the answer.
@@ -150,13 +150,15 @@ class Transport:
 
     def _pool(self, origin: Origin) -> urllib3.PoolManager:
         proxy = self._network.proxy_for(origin)
+        key = proxy, origin.is_encrypted
         # Two threads may both make one: the second wins, the first serves its one request.
-        if proxy not in self._pools:
-            self._pools[proxy] = self._make_pool(proxy)
-        return self._pools[proxy]
+        if key not in self._pools:
+            self._pools[key] = self._make_pool(proxy, is_encrypted=origin.is_encrypted)
+        return self._pools[key]
 
-    def _make_pool(self, proxy: str | None) -> urllib3.PoolManager:
-        context = self._tls_context()
+    def _make_pool(self, proxy: str | None, *, is_encrypted: bool) -> urllib3.PoolManager:
+        # Reading the authorities takes some 30 ms, which the loopback interface does without.
+        context = self._tls_context() if is_encrypted or (proxy or "").startswith("https:") else None
         if proxy is None:
             return urllib3.PoolManager(maxsize=16, blocksize=CHUNK_SIZE, ssl_context=context)
         parts = urlsplit(proxy)
@@ -168,6 +170,7 @@ class Transport:
                 maxsize=16,
                 blocksize=CHUNK_SIZE,
                 ssl_context=context,
+                proxy_ssl_context=context,
             )
         except exceptions.HTTPError as error:
             raise InvalidInputError(f"not a proxy that can be used: {parts.scheme}://{parts.hostname}") from error

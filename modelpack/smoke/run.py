@@ -12,7 +12,12 @@ from modelpack.smoke.suite import Case, Suite
 
 
 def smoke(
-    model: Path, suite: Suite, options: WorkerOptions | None = None, *, progress: Progress = SILENT
+    model: Path,
+    suite: Suite,
+    options: WorkerOptions | None = None,
+    *,
+    name: str | None = None,
+    progress: Progress = SILENT,
 ) -> SmokeReport:
     """Load ``model`` in a worker and run ``suite`` on it.
 
@@ -21,8 +26,8 @@ def smoke(
     UnknownArchitectureError, InsufficientMemoryError.
     """
     try:
-        with progress.step(f"load {model.name}"):
-            worker = Worker.start(model, options)
+        with progress.step(f"load {name or model.name}"):
+            worker = Worker.start(model, options, name=name)
     except WorkerError as error:
         why = "the model did not load"
         cases = tuple(CaseResult(case.name, "SKIP", (why,)) for case in suite.cases)

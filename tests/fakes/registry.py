@@ -80,6 +80,7 @@ class FakeRegistry:
         self.uploads: set[str] = set()
         self.location: Callable[[str], str] = lambda path: path
         self.requests: list[Recorded] = []
+        self.after_request: Callable[[str, str], None] = lambda method, path: None
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self.released = threading.Event()
@@ -218,6 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._token()
         elif self._is_authorised(path.path):
             self._route(path.path)
+        self.fake.after_request(self.command, self.path)
 
     def _route(self, path: str) -> None:
         if path == "/v2/":

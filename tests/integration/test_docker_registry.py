@@ -171,8 +171,8 @@ def test_tls_is_trusted_by_its_authority_alone(tmp_path: Path) -> None:
             connect(address, network=NetworkSettings(ca_file=other), retries=Retries(attempts=1)).ping()
 
 
-_TRANSFER = """
-import hashlib, json, os, resource, sys
+_TRANSFER = r"""
+import hashlib, json, os, re, sys
 from contextlib import nullcontext
 from pathlib import Path
 from modelpack.oci.digest import Digest
@@ -194,10 +194,13 @@ write_whole(repository, b"{}", EMPTY_CONFIG.media_type)
 repository.write_blob(layer, blocks)
 repository.put_manifest(image_manifest(config=EMPTY_CONFIG, layers=[layer], artifact_type="x/y"), tag="v1")
 result = copy(repository, Store.open(root).repository("large"), repository.resolve("v1"), tag="v1")
-print(json.dumps({"copied": result.bytes_copied, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+# Not ru_maxrss: that of a child begins with what its parent had.
+peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+print(json.dumps({"copied": result.bytes_copied, "kib": int(peak)}))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 def test_memory_stays_flat_whatever_the_size_of_a_blob(address: str, tmp_path: Path) -> None:
     size = 256 << 20
     done = subprocess.run(
@@ -209,7 +212,7 @@ def test_memory_stays_flat_whatever_the_size_of_a_blob(address: str, tmp_path: P
 
     answer = json.loads(done.stdout)
     assert answer["copied"] == size + 2
-    assert answer["kib"] < 120 << 10
+    assert 10 << 10 < answer["kib"] < 80 << 10
 
 
 def _make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -1,12 +1,15 @@
+import base64
 from pathlib import Path
 
 import pytest
+from fakes.registry import FakeRegistry
 
-from modelpack.errors import InvalidContentError, MalformedReferenceError
+from modelpack.errors import InvalidContentError, MalformedReferenceError, RegistryUnavailableError
 from modelpack.oci.reference import Reference
 from modelpack.registry.address import Origin, locate, stay_at, without_query
 from modelpack.registry.client import connect
 from modelpack.registry.network import NetworkSettings
+from modelpack.registry.retry import Retries
 
 
 @pytest.mark.parametrize(
@@ -108,3 +111,26 @@ def test_certs_d_names_authorities_and_a_client_certificate(tmp_path: Path) -> N
     assert certificates.authorities == (Path("extra.pem"), place / "ca.crt")
     assert (certificates.client_certificate, certificates.client_key) == (place / "client.cert", place / "client.key")
     assert network.certificates("other.example").authorities == (Path("extra.pem"),)
+
+
+def test_a_proxy_is_asked_with_its_own_password() -> None:
+    with FakeRegistry() as proxy:
+        network = NetworkSettings(http_proxy=f"http://me:canary%21@{proxy.address}")
+
+        connect("registry.test", plain_http=True, network=network).ping()
+
+        (request,) = proxy.requests
+        assert request.path == "http://registry.test/v2/"
+        assert request.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"me:canary!").decode()
+
+
+def test_a_proxy_that_is_down_is_named_without_its_password() -> None:
+    with FakeRegistry() as gone:
+        proxy = f"http://me:canary@{gone.address}"
+    network = NetworkSettings(http_proxy=proxy, https_proxy=proxy)
+
+    for plain_http in (True, False):
+        registry = connect("registry.test", plain_http=plain_http, network=network, retries=Retries(attempts=1))
+        with pytest.raises(RegistryUnavailableError, match=r"the proxy for https?://registry\.test") as caught:
+            registry.ping()
+        assert "canary" not in str(caught.value)

@@ -87,6 +87,34 @@ def test_concurrent_signers_keep_each_other(old: tuple[FakeRegistry, Repository]
     assert len(repository.list_referrers(subject.digest)) == 6
 
 
+@pytest.mark.parametrize("moment", ["PUT", "GET"], ids=["before we look again", "after we looked again"])
+def test_an_entry_that_another_writer_dropped_is_written_again(
+    old: tuple[FakeRegistry, Repository], moment: str
+) -> None:
+    fake, repository = old
+    subject = fake.add_artifact("me/tiny", b"weights")
+    tag = f"sha256-{subject.digest.hex}"
+    theirs = image_index([Descriptor.of(b"theirs", subject.media_type)])
+    written: list[str] = []
+
+    def overwrite(method: str, path: str) -> None:
+        # They read before we wrote, and write after it. We read an index under its digest.
+        if method == "PUT" and path.endswith(tag):
+            written.append(fake.tags["me/tiny", tag])
+        if written and written[0] != "gone" and method == moment and path.endswith((tag, written[0])):
+            fake.add_manifest("me/tiny", theirs, tag=tag)
+            written.insert(0, "gone")
+
+    fake.after_request = overwrite
+    referrer = sign(repository, subject, b"alice")
+
+    assert written[0] == "gone"
+    assert {one.digest for one in repository.list_referrers(subject.digest)} == {
+        referrer.digest,
+        theirs.manifests[0].digest,
+    }
+
+
 def test_both_lists_are_read_and_each_entry_is_told_once(repository: Repository, fake: FakeRegistry) -> None:
     subject = fake.add_artifact("me/tiny", b"weights")
     listed = sign(repository, subject, b"alice")
