@@ -59,8 +59,8 @@ class Origin:
 def locate(registry: str, *, plain_http: bool = False, encrypted_loopback: bool = False) -> Origin:
     """The origin of a registry as a reference names it.
 
-    Plain http is for ``plain_http`` and for the loopback interface; a loopback registry that has a certificate
-    authority of its own (``encrypted_loopback``) is spoken to over https. Raises MalformedReferenceError.
+    Plain http is for ``plain_http`` and for the loopback interface; ``encrypted_loopback`` says that the registry
+    speaks TLS even there. Raises MalformedReferenceError.
     """
     host = _DOCKER_HUB_API if registry in DOCKER_HUB_NAMES else registry
     try:

@@ -29,7 +29,8 @@ def connect(
 ) -> "Registry":
     """A registry by its name (``ghcr.io``, ``127.0.0.1:5000``) or by a reference into it. Sends nothing yet.
 
-    Plain http is spoken only with ``plain_http`` and to the loopback interface. Raises MalformedReferenceError.
+    Plain http is spoken only with ``plain_http`` and to the loopback interface, there unless ``certs.d`` holds
+    certificates for the registry. Raises MalformedReferenceError.
     """
     name = registry.registry if isinstance(registry, Reference) else registry
     if not name:
@@ -37,8 +38,7 @@ def connect(
     name = DOCKER_HUB if name in DOCKER_HUB_NAMES else name
     network = network or NetworkSettings()
     retries = retries or Retries()
-    has_own_authority = bool(network.certificates(name).authorities)
-    origin = locate(name, plain_http=plain_http, encrypted_loopback=has_own_authority)
+    origin = locate(name, plain_http=plain_http, encrypted_loopback=network.has_certificates(name))
     transport = Transport(network, name)
     authorizer = Authorizer(name, origin, credentials, transport, retries, trusted_realms=network.trusted_realms)
     return Registry(name, Session(name, transport, authorizer, retries), authorizer)

@@ -66,13 +66,20 @@ class NetworkSettings:
     def certificates(self, registry: str) -> Certificates:
         """What ``--ca-file`` and ``certs.d/HOST[:PORT]`` hold for a registry, as Docker lays it out."""
         authorities = [self.ca_file] if self.ca_file else []
-        for folder in self.certificate_directories:
-            place = folder / registry
-            if place.is_dir():
-                authorities += sorted(place.glob("*.crt"))
-                ours = next(iter(sorted(place.glob("*.cert"))), None)
-                return Certificates(tuple(authorities), ours, ours.with_suffix(".key") if ours else None)
-        return Certificates(tuple(authorities))
+        place = self._place(registry)
+        if place is None:
+            return Certificates(tuple(authorities))
+        authorities += sorted(place.glob("*.crt"))
+        ours = next(iter(sorted(place.glob("*.cert"))), None)
+        return Certificates(tuple(authorities), ours, ours.with_suffix(".key") if ours else None)
+
+    def has_certificates(self, registry: str) -> bool:
+        """Whether ``certs.d`` speaks of this registry: then it speaks TLS, on the loopback interface too."""
+        return self._place(registry) is not None
+
+    def _place(self, registry: str) -> Path | None:
+        places = (folder / registry for folder in self.certificate_directories)
+        return next((place for place in places if place.is_dir()), None)
 
     def proxy_for(self, origin: Origin) -> str | None:
         """The proxy's URL, None for a direct connection. The loopback interface is never behind a proxy."""

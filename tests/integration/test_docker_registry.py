@@ -25,7 +25,6 @@ from modelpack.oci.target import read_whole, write_whole
 from modelpack.registry.client import Repository, connect
 from modelpack.registry.credentials import Credential, FixedCredentials
 from modelpack.registry.network import NetworkSettings
-from modelpack.registry.retry import Retries
 from modelpack.store import Store
 from modelpack.transfer import copy
 
@@ -158,17 +157,23 @@ def test_basic_auth_is_checked_by_the_registry_itself(tmp_path: Path) -> None:
             connect(address).repository("tiny").resolve("v1")
 
 
-def test_tls_is_trusted_by_its_authority_alone(tmp_path: Path) -> None:
+def test_tls_is_trusted_by_the_authority_in_certs_d_alone(tmp_path: Path) -> None:
     certificate, key = _make_certificate(tmp_path)
-    with running_docker_registry(tmp_path / "registry", certificate=(certificate, key)) as address:
-        trusting = connect(address, network=NetworkSettings(ca_file=certificate))
-        push(trusting.repository("tiny"), b"weights", tag="v1")
-        stranger = tmp_path / "stranger"
-        stranger.mkdir()
-        other, _ = _make_certificate(stranger)
+    stranger, _ = _make_certificate(tmp_path, "stranger")
 
+    def settings(address: str, home: str, authority: Path) -> NetworkSettings:
+        place = tmp_path / home / ".docker/certs.d" / address
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes(authority.read_bytes())
+        return NetworkSettings.from_environment({"HOME": str(tmp_path / home)})
+
+    with running_docker_registry(tmp_path / "registry", certificate=(certificate, key)) as address:
+        trusting = connect(address, network=settings(address, "alice", certificate))
+        push(trusting.repository("tiny"), b"weights", tag="v1")
+
+        doubting = connect(address, network=settings(address, "bob", stranger))
         with pytest.raises(UntrustedError, match=r"certificate of https://127.0.0.1:.* is not trusted"):
-            connect(address, network=NetworkSettings(ca_file=other), retries=Retries(attempts=1)).ping()
+            doubting.ping()
 
 
 _TRANSFER = r"""
@@ -215,7 +220,7 @@ def test_memory_stays_flat_whatever_the_size_of_a_blob(address: str, tmp_path: P
     assert 10 << 10 < answer["kib"] < 80 << 10
 
 
-def _make_certificate(folder: Path) -> tuple[Path, Path]:
+def _make_certificate(folder: Path, name: str = "ca") -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that is its own authority, and its key."""
     from datetime import UTC, datetime, timedelta
     from ipaddress import ip_address
@@ -225,12 +230,12 @@ def _make_certificate(folder: Path) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
@@ -239,7 +244,7 @@ def _make_certificate(folder: Path) -> tuple[Path, Path]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    paths = folder / "ca.pem", folder / "key.pem"
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

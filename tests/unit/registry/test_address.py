@@ -33,7 +33,7 @@ def test_plain_http_is_spoken_when_asked_for() -> None:
     assert str(locate("10.0.0.1:5000", plain_http=True)) == "http://10.0.0.1:5000"
 
 
-def test_a_loopback_registry_with_an_authority_of_its_own_is_spoken_to_over_tls() -> None:
+def test_a_loopback_registry_that_speaks_tls_is_spoken_to_in_tls() -> None:
     assert str(locate("localhost:5000", encrypted_loopback=True)) == "https://localhost:5000"
 
 
