@@ -92,6 +92,7 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     architecture.add_hyperparameters(writer, config)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_vocabulary(writer, checkpoint, vocabulary)
+    architecture.add_special_tokens(writer, config)
     values = writer.kv_data[0]
     return ConversionPlan(
         architecture=architecture.gguf_name,

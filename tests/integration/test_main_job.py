@@ -253,7 +253,9 @@ def test_login_checks_what_it_keeps_and_logout_forgets_it(modelpack, home):
         assert wrong.code == 4, wrong.stderr
         assert not (home / ".docker/config.json").exists()
 
-        right = modelpack("login", registry.address, "-u", "alice", "--password-stdin", "--json", stdin="s3cret-canary\n")
+        right = modelpack(
+            "login", registry.address, "-u", "alice", "--password-stdin", "--json", stdin="s3cret-canary\n"
+        )
         assert right.json("login")["username"] == "alice"
         config = home / ".docker/config.json"
         assert config.stat().st_mode & 0o777 == 0o600

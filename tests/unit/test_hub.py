@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from fakes.hub import COMMIT, FakeHub, serve_hub
 
 from modelpack import hub
 from modelpack.errors import (
@@ -16,7 +17,6 @@ from modelpack.errors import (
     UnsupportedError,
 )
 from modelpack.oci.reference import HubReference
-from fakes.hub import COMMIT, FakeHub, serve_hub
 
 REFERENCE = HubReference("org/tiny")
 WEIGHTS = b"weights" * 100_000

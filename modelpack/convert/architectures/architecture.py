@@ -43,6 +43,8 @@ class Architecture:
     configure: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     """Completes a config.json by values that depend on others."""
     add_hyperparameters: Callable[[gguf.GGUFWriter, Config], None] = _nothing
+    add_special_tokens: Callable[[gguf.GGUFWriter, Config], None] = _nothing
+    """What no file of the tokenizer says; written last."""
     extra_tensors: Callable[[Config], Iterable[tuple[str, Tensor]]] = lambda _config: ()
 
     def config(self, values: Mapping[str, Any]) -> Config:

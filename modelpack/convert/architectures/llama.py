@@ -39,6 +39,18 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_dimension_count(config.head_length)
 
 
+def _add_special_tokens(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Two families are known by the size of their vocabulary alone."""
+    size = config.integer("vocab_size")
+    if size == 32016:  # Code Llama, which can fill in the middle
+        writer.add_prefix_token_id(32007)
+        writer.add_suffix_token_id(32008)
+        writer.add_middle_token_id(32009)
+        writer.add_eot_token_id(32010)
+    elif size == 49152:  # small Granite and SmolLM
+        writer.add_add_bos_token(False)
+
+
 def _complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """LlamaConfig derives these two from others."""
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
@@ -82,6 +94,7 @@ LLAMA = Architecture(
         "blk.{block}.attn_k": lambda tensor, config: interleave_halves(tensor, config.key_value_heads),
     },
     add_hyperparameters=_add_hyperparameters,
+    add_special_tokens=_add_special_tokens,
     extra_tensors=rope_factors,
 )
 

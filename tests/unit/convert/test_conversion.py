@@ -215,3 +215,19 @@ def test_weights_of_integers_are_refused(tiny: Path) -> None:
     )
     with pytest.raises(UnsupportedError, match="holds I32"):
         plan_conversion(Checkpoint.open(tiny))
+
+
+@pytest.mark.parametrize(
+    ("size", "key", "value"),
+    [(32016, "tokenizer.ggml.middle_token_id", 32009), (49152, "tokenizer.ggml.add_bos_token", False)],
+)
+def test_families_known_by_their_vocabularys_size_get_their_special_tokens(
+    tiny: Path, size: int, key: str, value: object
+) -> None:
+    change_config(tiny, vocab_size=size)
+    checkpoint = Checkpoint.open(tiny)
+    weights = {name: (stored.dtype, np.zeros(stored.shape, "<u2")) for name, stored in checkpoint.tensors.items()}
+    weights["model.embed_tokens.weight"] = ("BF16", np.zeros((size, 256), "<u2"))
+    write_weights(tiny, weights)
+
+    assert plan_conversion(Checkpoint.open(tiny)).metadata[key] == value
