@@ -182,7 +182,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     for kind, token in special.ids.items():
-        getattr(writer, f"add_{kind}_token_id")(token)
+        if kind != "cls":  # GGUF has no key for it: it is where bos is
+            getattr(writer, f"add_{kind}_token_id")(token)
     for kind, is_added in special.added.items():
         if kind in ("bos", "eos", "sep"):
             getattr(writer, f"add_add_{kind}_token")(is_added)

@@ -1,14 +1,15 @@
-"""What was found where signatures lie: signatures with what they claim, and what was turned away with the reason.
+"""What was found where signatures lie: signatures and attestations with what they claim, and what was turned away
+with the reason.
 
 A Signature that exists is well-formed and speaks of the digest that was asked for. Whether it is anybody's shows
-``verify``; whether that body may sign decides the policy.
+``verify``; whether that body may sign decides the policy. The same holds for an Attestation.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from modelpack.errors import InvalidContentError, InvalidSignatureError
 from modelpack.oci.digest import Digest
@@ -71,10 +72,11 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """A well-formed signature over ``digest``, not verified yet.
+class Evidence:
+    """Something well-formed that is signed and speaks of ``digest``; not verified yet.
 
     ``hint`` is the key that it says it is by (base64 of the SPKI's sha256); empty where the scheme has none.
+    ``certified`` is the whole sigstore bundle where a certificate signed (keyless), which no key verifies.
     """
 
     where: str
@@ -84,9 +86,12 @@ class Signature:
     signed: bytes = field(repr=False)
     signature: bytes = field(repr=False)
     hint: str = ""
+    certified: bytes = field(default=b"", repr=False)
 
     def verify(self, keys: Iterable[PublicKey]) -> str:
-        """The id of the key among ``keys`` that made this signature; raises InvalidSignatureError when none did."""
+        """The id of the key among ``keys`` that signed this; raises InvalidSignatureError when none did."""
+        if self.certified:
+            raise InvalidSignatureError("keyless: signed with a certificate, not with a key")
         reason = "not a signature by any of the keys"
         for key in sorted(keys, key=lambda key: key.hint != self.hint):
             try:
@@ -97,6 +102,21 @@ class Signature:
             else:
                 return key.id
         raise InvalidSignatureError(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature(Evidence):
+    """A signature of the artifact itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation(Evidence):
+    """What somebody says about the artifact, in a predicate of some type: never a signature of it."""
+
+    predicate_type: str
+    predicate: Mapping[str, Any] = field(repr=False)
+    referrer: Digest | None = None
+    """The manifest that holds it, where it is one of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,33 @@ class Envelope:
         """The bytes that the signature is over."""
         return pre_authentication_encoding(self.payload_type, self.payload)
 
+    @classmethod
+    def parse(cls, raw: bytes) -> "Envelope":
+        """An envelope on its own, as cosign 2 keeps attestations. Raises InvalidContentError, UnsupportedError."""
+        return _parse_envelope(strict_json.parse_object(raw, what="envelope"))
+
+    def to_bytes(self) -> bytes:
+        """The envelope as cosign 2.5 spells it, with an empty ``keyid``."""
+        return strict_json.canonical(
+            {
+                "payloadType": self.payload_type,
+                "payload": base64.b64encode(self.payload).decode(),
+                "signatures": [{"keyid": "", "sig": base64.b64encode(self.signature).decode()}],
+            }
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A sigstore bundle whose signer is a key. ``hint`` names the key, but nothing proves it: try that key first."""
+    """A sigstore bundle. ``hint`` names the key, but nothing proves it: try that key first.
+
+    ``certified`` is the whole bundle where its signer is a certificate instead (keyless), and empty else: then what
+    vouches for the envelope lies beside it, in the certificate and the log entries, and ``signing.keyless`` reads it.
+    """
 
     envelope: Envelope
     hint: str
+    certified: bytes = b""
 
     @classmethod
     def parse(cls, raw: bytes) -> "Bundle":
@@ -63,18 +83,21 @@ class Bundle:
         signers = [kind for kind in ("publicKey", "certificate", "x509CertificateChain") if kind in material]
         if len(signers) != 1:
             raise InvalidContentError(f"bundle names {len(signers)} kinds of signer where one is wanted")
-        if signers != ["publicKey"]:
-            raise UnsupportedError("keyless: signed with a certificate, which this version does not evaluate")
+        if signers == ["x509CertificateChain"]:
+            raise UnsupportedError("keyless: signed with a chain of certificates; a bundle v0.3 holds the leaf alone")
         if "messageSignature" in document:
             raise UnsupportedError("bundle signs a bare message; an artifact's bundle signs a statement")
-        public_key = _object(material, "publicKey", "verificationMaterial")
-        _exactly(public_key, {"hint"}, "publicKey")
-        hint = _text(public_key, "hint", "publicKey", default="")
+        is_certified = signers == ["certificate"]
+        signer = _object(material, signers[0], "verificationMaterial")
+        _exactly(signer, {"rawBytes"} if is_certified else {"hint"}, signers[0])
+        hint = _text(signer, "hint", "publicKey", default="")
         envelope = _parse_envelope(_object(document, "dsseEnvelope", "bundle"), hint)
-        return cls(envelope, hint)
+        return cls(envelope, hint, raw if is_certified else b"")
 
     def to_bytes(self) -> bytes:
-        """The bundle as cosign 3.1.1 spells it: compact, no ``keyid``, no ``tlogEntries``."""
+        """The bundle as cosign 3.1.1 spells it: compact, no ``keyid``, no ``tlogEntries``. A keyless one as it came."""
+        if self.certified:
+            return self.certified
         return strict_json.canonical(
             {
                 "mediaType": BUNDLE_TYPE,
@@ -152,7 +175,7 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-def _parse_envelope(document: dict[str, Any], hint: str) -> Envelope:
+def _parse_envelope(document: dict[str, Any], hint: str | None = None) -> Envelope:
     _exactly(document, {"payload", "payloadType", "signatures"}, "envelope")
     payload_type = document.get("payloadType")
     if payload_type != PAYLOAD_TYPE:
@@ -161,8 +184,8 @@ def _parse_envelope(document: dict[str, Any], hint: str) -> Envelope:
     if not isinstance(signatures, list) or len(signatures) != 1 or not isinstance(signatures[0], dict):
         raise InvalidContentError("envelope does not hold exactly one signature")
     _exactly(signatures[0], {"sig", "keyid"}, "signature")
-    # protobuf-specs: where both are there they must agree.
-    if signatures[0].get("keyid", "") not in ("", hint):
+    # protobuf-specs: where both are there they must agree. On its own, an envelope's keyid is nobody's business.
+    if hint is not None and signatures[0].get("keyid", "") not in ("", hint):
         raise InvalidContentError("envelope's keyid differs from the bundle's hint")
     return Envelope(
         payload=decode_base64(document.get("payload"), what="payload"),

@@ -6,39 +6,18 @@
 Nothing here decides whether a signer is trusted.
 """
 
-import hashlib
-import logging
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 
-from modelpack.errors import (
-    InvalidContentError,
-    InvalidInputError,
-    InvalidSignatureError,
-    ModelpackError,
-    NotFoundError,
-    RegistryRefusedError,
-    UnsupportedError,
-    UntrustedError,
-)
+from modelpack.errors import InvalidContentError, InvalidInputError, InvalidSignatureError, UnsupportedError
 from modelpack.oci.digest import Digest
-from modelpack.oci.manifest import (
-    EMPTY_CONFIG,
-    EMPTY_JSON,
-    EMPTY_TYPE,
-    MAX_MANIFEST_SIZE,
-    Descriptor,
-    Manifest,
-    image_manifest,
-)
+from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import Source, Target, read_whole, write_whole
-from modelpack.signing import envelope, simple_signing
+from modelpack.oci.target import Source, Target, read_whole
+from modelpack.signing import envelope, places, simple_signing
 from modelpack.signing.candidate import (
     REFERENCE_ANNOTATION,
     RESERVED_PREFIX,
@@ -53,20 +32,7 @@ from modelpack.signing.candidate import (
 )
 from modelpack.signing.keys import PrivateKey
 
-log = logging.getLogger(__name__)
-
 SIGN_PREDICATE = "https://sigstore.dev/cosign/sign/v1"
-
-MAX_REFERRERS = 100
-MAX_TAG_LAYERS = 100
-
-_BUNDLE_PREFIX = "application/vnd.dev.sigstore.bundle"
-_NOTATION_CONFIG = "application/vnd.cncf.notary.signature"
-_APPEND_ATTEMPTS = 6
-
-# What a broken or hostile candidate raises. It is turned away; a registry that does not answer is not, because then
-# nobody knows what it holds.
-_BROKEN = (InvalidContentError, UnsupportedError, UntrustedError, NotFoundError, RegistryRefusedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +100,14 @@ def find_signatures(source: Source, subject: Descriptor) -> list[Candidate]:
     Bounded: at most 100 referrers and 100 layers, 4 MiB a manifest or bundle. What is broken, foreign or about
     something else becomes a Rejection. Raises only what means that nobody knows: UnavailableError, AccessDeniedError.
     """
-    candidates = [*_bundles(source, subject), *_tagged(source, subject)]
+    bundles = places.read_bundles(
+        source, subject, partial(_open_bundle, source, subject), is_likely=lambda kind: kind in (None, SIGN_PREDICATE)
+    )
+    tag = simple_signing.signature_tag(subject.digest)
+    candidates: list[Candidate] = [
+        *bundles,
+        *places.read_layers(source, tag, partial(_open_layer, source, subject)),
+    ]
     if not any(isinstance(candidate, Signature) for candidate in candidates):
         candidates += _tagged_attestations(source, subject)
     return candidates
@@ -170,149 +143,34 @@ def _write_bundle(target: Target, subject: Descriptor, key: PrivateKey, claims: 
     named = envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations())
     unsigned = envelope.Envelope(envelope.statement([named], SIGN_PREDICATE, {}), b"")
     signed = envelope.Envelope(unsigned.payload, key.sign(unsigned.signed))
-    bundle = envelope.Bundle(signed, key.public.hint).to_bytes()
-
-    layer = write_whole(target, bundle, envelope.BUNDLE_TYPE)
-    write_whole(target, EMPTY_JSON, EMPTY_TYPE)
-    # The annotations are what Kyverno and cosign choose referrers by; verification reads none of them.
-    annotations = {
-        "dev.sigstore.bundle.content": "dsse-envelope",
-        "dev.sigstore.bundle.predicateType": SIGN_PREDICATE,
-    }
-    if claims.signed_at:
-        annotations["org.opencontainers.image.created"] = rfc3339(claims.signed_at)
-    target.put_manifest(
-        image_manifest(
-            artifact_type=envelope.BUNDLE_TYPE,
-            config=EMPTY_CONFIG,
-            layers=[layer],
-            subject=subject,
-            annotations=annotations,
-        )
-    )
+    bundle = envelope.Bundle(signed, key.public.hint)
+    places.put_bundle(target, subject, bundle, predicate_type=SIGN_PREDICATE, created=claims.signed_at)
 
 
-def _bundles(source: Source, subject: Descriptor) -> Iterator[Candidate]:
-    try:
-        advertised = source.list_referrers(subject.digest)
-    except _BROKEN as error:
-        yield Rejection("referrers", _one_line(error))
-        return
-    unique = list({descriptor.digest: descriptor for descriptor in advertised}.values())
-    # What is advertised is a claim (cosign 3.1.1 itself writes a wrong artifactType), so every one is opened; but what
-    # says that it is a bundle goes first, so that a heap of others cannot push it over the limit.
-    unique.sort(key=lambda descriptor: not (descriptor.artifact_type or "").startswith(_BUNDLE_PREFIX))
-    for descriptor in unique[:MAX_REFERRERS]:
-        where = f"referrer {descriptor.digest}"
-        candidate = _guarded(where, partial(_open_referrer, source, subject, descriptor, where))
-        if candidate:
-            yield candidate
-    if len(unique) > MAX_REFERRERS:
-        yield Rejection("referrers", f"{len(unique)} referrers; only {MAX_REFERRERS} were read")
-
-
-def _open_referrer(source: Source, subject: Descriptor, descriptor: Descriptor, where: str) -> Candidate | None:
-    if descriptor.size > MAX_MANIFEST_SIZE:
-        raise InvalidContentError(f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}")
-    manifest = source.fetch_manifest(descriptor)
-    kinds = [layer.media_type for layer in manifest.layers]
-    config_type = manifest.config.media_type if manifest.config else None
-    if _NOTATION_CONFIG in (config_type, manifest.artifact_type):
-        raise UnsupportedError("a notation signature, which this version does not evaluate")
-    claimed = [manifest.artifact_type or "", *kinds]
-    if not any(kind.startswith(_BUNDLE_PREFIX) for kind in claimed):
-        log.debug("%s is of type %s, no signature", where, manifest.artifact_type or config_type)
-        return None
-    # 1. The manifest hangs on our artifact, 2. holds one bundle, 3. whose statement speaks of our artifact.
-    if manifest.subject is None or manifest.subject.digest != subject.digest:
-        raise InvalidContentError("its manifest has another subject")  # 1
-    if len(kinds) != 1:
-        raise InvalidContentError(f"its manifest holds {len(kinds)} layers where one bundle is wanted")  # 2
-    raw = read_whole(source, manifest.layers[0], limit=envelope.MAX_BUNDLE_SIZE)
-    bundle = envelope.Bundle.parse(raw)
-    statement = envelope.Statement.parse(bundle.envelope.payload)
-    if statement.predicate_type != SIGN_PREDICATE:
-        raise UnsupportedError(f"an attestation of type {statement.predicate_type!r:.120}, which is not a signature")
-    signed_subject = _subject_of(statement, source, subject)  # 3
+def _open_bundle(source: Source, subject: Descriptor, opened: places.OpenedBundle) -> Signature:
+    if opened.statement.predicate_type != SIGN_PREDICATE:
+        kind = opened.statement.predicate_type
+        raise UnsupportedError(f"an attestation of type {kind!r:.120}, which is not a signature")
+    named = places.subject_of(opened.statement, source, subject)
     return Signature(
-        where=where,
+        where=opened.where,
         scheme="bundle",
         digest=subject.digest,
-        claims=Claims.parse(signed_subject.name, signed_subject.annotations),
-        signed=bundle.envelope.signed,
-        signature=bundle.envelope.signature,
-        hint=bundle.hint,
+        claims=Claims.parse(named.name, named.annotations),
+        signed=opened.bundle.envelope.signed,
+        signature=opened.bundle.envelope.signature,
+        hint=opened.bundle.hint,
     )
-
-
-def _subject_of(statement: envelope.Statement, source: Source, subject: Descriptor) -> envelope.Subject:
-    ours = [named for named in statement.subjects if named.digests.get("sha256") == subject.digest.hex]
-    if not ours:
-        raise InvalidContentError(f"it signs another digest, not {subject.digest}")
-    if len(ours) > 1:
-        raise InvalidContentError("its statement names the artifact twice")
-    # cosign 3 takes a wrong sha512 beside a right sha256; a statement that is half wrong is wrong.
-    sha512 = ours[0].digests.get("sha512")
-    if sha512 is not None and sha512 != hashlib.sha512(source.fetch_manifest(subject).raw).hexdigest():
-        raise InvalidContentError("its statement gives the artifact a sha512 that it does not have")
-    return ours[0]
 
 
 # The tag scheme.
 
 
 def _append_layer(target: Target, subject: Descriptor, key: PrivateKey, claims: Claims) -> None:
-    """Add our layer under the ``.sig`` tag, beside those of others.
-
-    No registry has a compare-and-swap for tags, so another signer may overwrite what we wrote: read, and add again.
-    """
-    tag = simple_signing.signature_tag(subject.digest)
     payload = simple_signing.Payload(claims.reference or "", subject.digest, claims.to_annotations())
-    layer = simple_signing.signed_layer(payload, key.sign(payload.to_bytes()))
-    write_whole(target, payload.to_bytes(), simple_signing.PAYLOAD_TYPE)
-    for attempt in range(_APPEND_ATTEMPTS):
-        present = _signature_manifest(target, subject.digest)
-        layers = (*(present.layers if present else ()), layer)
-        if len(layers) > MAX_TAG_LAYERS:
-            raise InvalidContentError(f"tag {tag} holds {len(layers) - 1} signatures; no more than that are read")
-        config = write_whole(target, simple_signing.image_config(layers), simple_signing.CONFIG_TYPE)
-        kept = present.annotations if present else None
-        target.put_manifest(image_manifest(config=config, layers=layers, annotations=kept), tag=tag)
-        after = _signature_manifest(target, subject.digest)
-        if after and any(one.annotations == layer.annotations for one in after.layers):
-            return
-        time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
-    raise InvalidSignatureError(f"tag {tag} is written by others all the time; the signature did not stay")
-
-
-def _signature_manifest(source: Source, subject: Digest) -> Manifest | None:
-    try:
-        descriptor = source.resolve(simple_signing.signature_tag(subject))
-    except NotFoundError:
-        return None
-    if descriptor.size > MAX_MANIFEST_SIZE:
-        raise InvalidContentError(f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}")
-    manifest = source.fetch_manifest(descriptor)
-    if manifest.is_index:
-        raise InvalidContentError("it is an index where an image manifest of signatures is wanted")
-    return manifest
-
-
-def _tagged(source: Source, subject: Descriptor) -> Iterator[Candidate]:
-    where = f"tag {simple_signing.signature_tag(subject.digest)}"
-    try:
-        manifest = _signature_manifest(source, subject.digest)
-    except _BROKEN as error:
-        yield Rejection(where, _one_line(error))
-        return
-    layers = manifest.layers if manifest else ()
-    for position, layer in enumerate(layers[:MAX_TAG_LAYERS]):
-        place = f"{where}, layer {position}"
-        candidate = _guarded(place, partial(_open_layer, source, subject, layer, place))
-        if candidate:
-            yield candidate
-    if len(layers) > MAX_TAG_LAYERS:
-        yield Rejection(where, f"{len(layers)} layers; only {MAX_TAG_LAYERS} were read")
+    content = payload.to_bytes()
+    layer = simple_signing.signed_layer(payload, key.sign(content))
+    places.append_layer(target, simple_signing.signature_tag(subject.digest), layer, content)
 
 
 def _open_layer(source: Source, subject: Descriptor, layer: Descriptor, where: str) -> Signature:
@@ -333,22 +191,9 @@ def _open_layer(source: Source, subject: Descriptor, layer: Descriptor, where: s
 
 def _tagged_attestations(source: Source, subject: Descriptor) -> Iterator[Candidate]:
     """Attestations of cosign 2: looked for only to tell why an artifact that has some still counts as unsigned."""
-    tag = f"sha256-{subject.digest.hex}.att"
+    tag = simple_signing.attestation_tag(subject.digest)
     try:
         source.resolve(tag)
-    except _BROKEN:
+    except places.BROKEN:
         return
     yield Rejection(f"tag {tag}", "attestations, which are not signatures", is_foreign=True)
-
-
-def _guarded(where: str, look: Callable[[], Candidate | None]) -> Candidate | None:
-    try:
-        return look()
-    except _BROKEN as error:
-        return Rejection(where, _one_line(error), is_foreign=isinstance(error, UnsupportedError))
-
-
-def _one_line(error: ModelpackError) -> str:
-    # Registries and manifests have their say in these messages: no control character may reach a terminal.
-    text = "".join(character if character.isprintable() else "?" for character in str(error))
-    return text[:500]

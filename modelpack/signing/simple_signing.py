@@ -31,6 +31,11 @@ def signature_tag(subject: Digest) -> str:
     return f"sha256-{subject.hex}.sig"
 
 
+def attestation_tag(subject: Digest) -> str:
+    """The tag under which attestations of ``subject`` lie."""
+    return f"sha256-{subject.hex}.att"
+
+
 @dataclass(frozen=True, slots=True)
 class Payload:
     """What is signed: a reference (``host/repo``, or ``host/repo:tag``), a digest, and annotations."""

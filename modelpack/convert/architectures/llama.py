@@ -42,10 +42,7 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, config: Config) -> None:
 def _add_special_tokens(writer: gguf.GGUFWriter, config: Config) -> None:
     """Two families are known by the size of their vocabulary alone."""
     size = config.integer("vocab_size")
-    if size == 32016:  # Code Llama, which can fill in the middle
-        writer.add_prefix_token_id(32007)
-        writer.add_suffix_token_id(32008)
-        writer.add_middle_token_id(32009)
+    if size == 32016:  # Code Llama's instruct models
         writer.add_eot_token_id(32010)
     elif size == 49152:  # small Granite and SmolLM
         writer.add_add_bos_token(False)

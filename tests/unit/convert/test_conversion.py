@@ -219,7 +219,7 @@ def test_weights_of_integers_are_refused(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "key", "value"),
-    [(32016, "tokenizer.ggml.middle_token_id", 32009), (49152, "tokenizer.ggml.add_bos_token", False)],
+    [(32016, "tokenizer.ggml.eot_token_id", 32010), (49152, "tokenizer.ggml.add_bos_token", False)],
 )
 def test_families_known_by_their_vocabularys_size_get_their_special_tokens(
     tiny: Path, size: int, key: str, value: object

@@ -154,6 +154,17 @@ def test_special_tokens_outside_the_vocabulary_are_dropped(tiny: Path) -> None:
     assert special.ids == {"bos": 1, "unk": 0}
 
 
+def test_every_kind_of_special_token_finds_its_key(tiny: Path) -> None:
+    kinds = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    change(tiny / "tokenizer_config.json", **{f"{kind}_token": "<|system|>" for kind in kinds})
+
+    metadata = plan_conversion(Checkpoint.open(tiny)).metadata
+
+    assert {key for key, value in metadata.items() if key.endswith("_token_id") and value == 3} == {
+        f"tokenizer.ggml.{kind}_token_id" for kind in ("bos", "eos", "unknown", "seperator", "padding", "mask")
+    }
+
+
 def template(*parts: str) -> list[dict[str, dict[str, object]]]:
     return [
         {"Sequence": {"id": part, "type_id": 0}} if part in "AB" else {"SpecialToken": {"id": part, "type_id": 0}}
