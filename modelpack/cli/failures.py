@@ -48,7 +48,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (
         e.PolicyRefusedError,
         6,
-        "modelpack trust list shows the rules; trust add NAME KEY.pub --match 'REGISTRY/**' adds one",
+        "modelpack trust list shows the rules; modelpack trust add NAME KEY.pub --match 'REGISTRY/**' adds one",
     ),
     (e.InvalidSignatureError, 6, "signed by somebody else, or altered: compare the key's id with the publisher's"),
     (e.DigestMismatchError, 6, "do not use it; if it came over a proxy or cache, look there"),

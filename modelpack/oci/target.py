@@ -1,10 +1,11 @@
 """What the places that hold artifacts have in common: the local store, a repository in a registry, an OCI layout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from modelpack.errors import DigestMismatchError, InvalidContentError
+from modelpack.errors import DigestMismatchError, InvalidContentError, UnavailableError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 
@@ -13,6 +14,24 @@ BlobStream = AbstractContextManager[Iterator[bytes]]
 
 OpenBlob = Callable[[int], BlobStream]
 """Opens the same blob at a byte offset, as often as needed: how an interrupted transfer resumes."""
+
+
+class RangesIgnoredError(UnavailableError):
+    """A source was asked for a part of a blob and sent all of it: it has to be read in one stream."""
+
+    code = "ranges.ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class RangedBlob:
+    """An OpenBlob that can also be read in parts, by up to ``connections`` readers at once."""
+
+    open_stream: OpenBlob
+    open_range: Callable[[int, int], BlobStream]
+    connections: int
+
+    def __call__(self, offset: int) -> BlobStream:
+        return self.open_stream(offset)
 
 
 class Source(Protocol):
@@ -35,6 +54,22 @@ class Source(Protocol):
 
     def list_tags(self) -> list[str]:
         """All tags, sorted."""
+
+
+@runtime_checkable
+class RangedSource(Protocol):
+    """A Source that gains from being read in several places at once: each connection to it has a speed of its own."""
+
+    def open_range(self, descriptor: Descriptor, start: int, stop: int) -> BlobStream:
+        """The bytes ``start`` to ``stop - 1`` of a blob, not checked. Raises RangesIgnoredError."""
+
+
+@runtime_checkable
+class LimitedTarget(Protocol):
+    """A Target that knows beforehand what it will not take."""
+
+    def check_limits(self, blobs: Iterable[Descriptor]) -> None:
+        """Raises RegistryRefusedError before a byte has moved."""
 
 
 class Target(Source, Protocol):

@@ -14,6 +14,14 @@ def matches(match: str, name: str) -> bool:
     return overlap(match.lower(), name.lower())
 
 
+def fits(pattern: str, text: str) -> bool:
+    """Whether the whole of a certificate's subject fits, in exactly this case.
+
+    A subject is somebody else's text, so one that could pass for a glob itself fits nothing.
+    """
+    return "*" not in text and text.isprintable() and overlap(pattern, text)
+
+
 def specificity(match: str) -> tuple[int, int, int]:
     """How narrow a glob is: longest literal prefix first, then the narrower wildcard, then the longer text."""
     wildcards = _WILDCARD.findall(match)

@@ -84,7 +84,12 @@ def attest(
     missing = tuple(scheme for scheme in wanted if scheme not in {one.scheme for one in before})
     if missing:
         claims = Claims(signed_reference(reference), created)
-        signed = _signed_statement(subject, claims, files, predicate_type, predicate, key)
+        subjects = [
+            envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations()),
+            *(envelope.Subject({"sha256": digest.hex}, name, {}) for name, digest in files.items()),
+        ]
+        unsigned = envelope.Envelope(envelope.statement(subjects, predicate_type, predicate), b"")
+        signed = envelope.Envelope(unsigned.payload, key.sign(unsigned.signed))
         if "bundle" in missing:
             bundle = envelope.Bundle(signed, key.public.hint)
             places.put_bundle(target, subject, bundle, predicate_type=predicate_type, created=created)
@@ -129,22 +134,6 @@ def _attested(
                 continue
             same.append(one)
     return same
-
-
-def _signed_statement(
-    subject: Descriptor,
-    claims: Claims,
-    files: Mapping[str, Digest],
-    predicate_type: str,
-    predicate: Mapping[str, Any],
-    key: PrivateKey,
-) -> envelope.Envelope:
-    subjects = [
-        envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations()),
-        *(envelope.Subject({"sha256": digest.hex}, name, {}) for name, digest in files.items()),
-    ]
-    unsigned = envelope.Envelope(envelope.statement(subjects, predicate_type, predicate), b"")
-    return envelope.Envelope(unsigned.payload, key.sign(unsigned.signed))
 
 
 def _append_envelope(target: Target, subject: Descriptor, signed: envelope.Envelope, predicate_type: str) -> None:

@@ -10,10 +10,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Protocol, Union
 
 from modelpack.errors import InvalidContentError, InvalidInputError, InvalidKeyError, InvalidSignatureError
 from modelpack.oci import strict_json
+from modelpack.signing.kdf import check_kdf
 from modelpack.signing.strict_base64 import decode_base64
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ RSA_BITS = range(2048, 8193)
 
 # What cosign writes (the first) and used to write (the second).
 _SEALED_LABELS = ("ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY")
+_PKCS8_LABEL = "ENCRYPTED PRIVATE KEY"
 _PEM = re.compile(rb"\s*-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----\s*", re.DOTALL)
 
 # The parameters of scrypt that cosign itself accepts. Anything else could be a file made to exhaust memory.
@@ -34,7 +36,15 @@ _SCRYPT_P = 1
 _WRITTEN_N = 65536
 
 _Public = Union["ec.EllipticCurvePublicKey", "rsa.RSAPublicKey", "ed25519.Ed25519PublicKey"]
-_Private = Union["ec.EllipticCurvePrivateKey", "rsa.RSAPrivateKey", "ed25519.Ed25519PrivateKey"]
+
+
+class TokenKey(Protocol):
+    """A key that never leaves its token: it signs as PrivateKey.sign wants it, and shows nothing of itself."""
+
+    def sign(self, data: bytes, /) -> bytes: ...
+
+
+_Private = Union["ec.EllipticCurvePrivateKey", "rsa.RSAPrivateKey", "ed25519.Ed25519PrivateKey", TokenKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +166,25 @@ class PrivateKey:
         try:
             if label in _SEALED_LABELS:
                 return cls._of(load_der_private_key(_open_sealed(pem, password or b""), None))
+            if label == _PKCS8_LABEL:
+                check_kdf(decode_base64(b"".join(_body(pem).split()), what="encrypted private key"))
             return cls._of(load_pem_private_key(pem, password if encrypted else None))
+        except InvalidContentError as error:
+            raise InvalidKeyError(str(error)) from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             wrong = "the password is wrong, or " if encrypted else ""
             raise InvalidKeyError(f"private key cannot be read: {wrong}{_first_line(error)}") from error
+
+    @classmethod
+    def on_token(cls, public_der: bytes, key: TokenKey) -> "PrivateKey":
+        """A key that stays where it is; ``public_der`` is its SubjectPublicKeyInfo. Raises InvalidKeyError."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+        try:
+            return cls(PublicKey._of(load_der_public_key(public_der)), key)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise InvalidKeyError(f"the token's public key cannot be read: {_first_line(error)}") from error
 
     @classmethod
     def _of(cls, key: object) -> "PrivateKey":
@@ -170,21 +195,46 @@ class PrivateKey:
         return cls(PublicKey._of(key.public_key()), key)
 
     def sign(self, data: bytes) -> bytes:
-        """Sign ``data``: ECDSA of every curve and RSA over SHA-256, which all verifiers accept; Ed25519 pure."""
+        """Sign ``data``: ECDSA of every curve and RSA over SHA-256, which all verifiers accept; Ed25519 pure.
+
+        The same key signs the same data with the same bytes (RFC 6979), unless it lies on a token.
+        """
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
         if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+            return self._key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
         if isinstance(self._key, rsa.RSAPrivateKey):
             return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
         return self._key.sign(data)
 
     def pkcs8(self) -> bytes:
-        """The key in the clear, as PKCS#8 DER."""
+        """The key in the clear, as PKCS#8 DER. Raises InvalidKeyError for one that lies on a token."""
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+        if not isinstance(self._key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey):
+            raise InvalidKeyError("the key lies on a token, which does not give it away")
         return self._key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+
+def is_private(pem: bytes) -> bool:
+    """Whether a key file holds a private key. Raises InvalidKeyError for what is no key file."""
+    return _label(pem).endswith("PRIVATE KEY")
+
+
+def file_format(pem: bytes) -> str:
+    """For a person: the form that a key file has. Raises InvalidKeyError."""
+    label = _label(pem)
+    names = {
+        **dict.fromkeys(_SEALED_LABELS, "cosign"),
+        _PKCS8_LABEL: "PKCS#8",
+        "PRIVATE KEY": "PKCS#8",
+        "EC PRIVATE KEY": "SEC1",
+        "RSA PRIVATE KEY": "PKCS#1",
+        "PUBLIC KEY": "SubjectPublicKeyInfo",
+    }
+    return names.get(label, label)
 
 
 def is_encrypted(pem: bytes) -> bool:

@@ -160,6 +160,7 @@ def _open_bundle(source: Source, subject: Descriptor, opened: places.OpenedBundl
         signed=opened.bundle.envelope.signed,
         signature=opened.bundle.envelope.signature,
         hint=opened.bundle.hint,
+        certified=opened.bundle.certified,
     )
 
 

@@ -113,7 +113,7 @@ def plan_removal(graph: Graph, index: Index, blobs: Blobs, repository: str, doom
     is attached to these (signatures, reports). Blobs go when no entry of the whole store needs them.
     """
     names = {entry.name for entry in doomed}
-    own = Index(tuple(entry for entry in index.entries if entry.reference and entry.reference.name == repository))
+    own = Index(index.of_repository(repository))
     gone = graph.family(own, {entry.descriptor.digest for entry in doomed})
     staying = Index(tuple(entry for entry in own.entries if entry.name not in names))
     keepers = [

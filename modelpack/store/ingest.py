@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,14 +19,16 @@ from modelpack.atomic_file import sync_directory, write_atomically
 from modelpack.errors import DigestMismatchError, InsufficientDiskError, InvalidInputError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
-from modelpack.oci.target import OpenBlob
-from modelpack.store import locks
+from modelpack.oci.target import OpenBlob, RangedBlob, RangesIgnoredError
+from modelpack.store import locks, segments
 from modelpack.store.blobs import CHUNK_SIZE, Blobs
+from modelpack.store.journal import Journal
 
 _log = logging.getLogger(__name__)
 
 _BLOB_MODE = 0o444  # Written once: a stray editor shall not change what a digest names.
 _FICLONE = 0x40049409  # linux/fs.h: share the extents, where the file system can
+_ONE_STREAM = 32 << 20  # up to this size, one connection is as fast as several
 
 
 class Ingest:
@@ -39,32 +42,30 @@ class Ingest:
         """Store a blob; the contract is that of ``Target.write_blob``.
 
         ``partials/<hex>`` keeps what has arrived and is its own lock: a second process waits there, and then finds
-        the blob. It stays when the stream breaks or the disk is full, and goes when the content is wrong.
+        the blob. It stays when the stream breaks or the disk is full, and goes when the content is wrong. Where a
+        large blob comes over several connections the file has gaps, and ``<hex>.journal`` knows them.
         """
         if self._blobs.has(descriptor):
             on_bytes(descriptor.size)
             return
         partial = self._partials / descriptor.digest.hex
+        journal = partial.with_suffix(".journal")
         with locks.locked(partial) as file, disk_errors(partial):
             if self._blobs.has(descriptor):
+                journal.unlink(missing_ok=True)
                 partial.unlink()
                 on_bytes(descriptor.size)
                 return
             progress = _HighWater(on_bytes)
-            resumed = 0 < os.fstat(file).st_size <= descriptor.size
             try:
-                actual = self._fill(file, descriptor, open_blob, progress)
-                if actual != descriptor.digest and resumed:
-                    # What an earlier try left may have been damaged here (a power loss), which says nothing about
-                    # the source: ask it once for everything.
-                    _log.info("the partial blob %s is damaged; starting over", descriptor.digest)
-                    os.ftruncate(file, 0)
-                    actual = self._fill(file, descriptor, open_blob, progress)
+                actual = self._complete(file, journal, descriptor, open_blob, progress)
                 if actual != descriptor.digest:
                     raise DigestMismatchError(f"content of {descriptor.digest} has the digest {actual}")
             except DigestMismatchError:
+                journal.unlink(missing_ok=True)
                 partial.unlink()
                 raise
+            journal.unlink(missing_ok=True)
             self.publish(file, partial, descriptor.digest)
 
     def write_small(self, content: bytes, media_type: str) -> Descriptor:
@@ -121,8 +122,54 @@ class Ingest:
             temporary.rename(self._blobs.path(digest))
             sync_directory(self._blobs.directory)
 
+    def _complete(
+        self, file: int, journal: Path, descriptor: Descriptor, open_blob: OpenBlob, progress: "_HighWater"
+    ) -> Digest:
+        """Complete a partial file in the way that its source allows; returns the digest of what it then holds."""
+        if isinstance(open_blob, RangedBlob) and descriptor.size > _ONE_STREAM:
+            try:
+                return self._fill_segments(file, journal, descriptor, open_blob, progress)
+            except RangesIgnoredError:
+                _log.info("%s cannot be read in parts: it comes in one stream", descriptor.digest)
+        if journal.exists():
+            _close_gaps(file, journal, descriptor)
+        resumed = 0 < os.fstat(file).st_size <= descriptor.size
+        actual = self._fill(file, descriptor, open_blob, progress)
+        if actual != descriptor.digest and resumed:
+            # What an earlier try left may have been damaged here (a power loss), which says nothing about
+            # the source: ask it once for everything.
+            _log.info("the partial blob %s is damaged; starting over", descriptor.digest)
+            os.ftruncate(file, 0)
+            actual = self._fill(file, descriptor, open_blob, progress)
+        return actual
+
+    def _fill_segments(
+        self, file: int, path: Path, descriptor: Descriptor, blob: RangedBlob, progress: "_HighWater"
+    ) -> Digest:
+        """Complete a partial file over several connections. Raises RangesIgnoredError."""
+        journal = Journal(path, descriptor)
+        try:
+            if journal.is_new:
+                segments.adopt(file, journal)
+            resumed = list(journal.checksums)
+            check_space(self._partials, sum(journal.length(segment) for segment in journal.missing()))
+            os.ftruncate(file, descriptor.size)
+            progress.add(sum(journal.length(segment) for segment in resumed))
+            actual = segments.fill(file, journal, blob, progress.add)
+            if actual != descriptor.digest:
+                # What is not as it was written was damaged here, and is fetched again, alone. Where all is, an earlier
+                # try may have had another source: then what it left goes.
+                suspect = segments.torn(file, journal) or resumed
+                if suspect:
+                    _log.info("%d segments of %s are damaged; fetching them again", len(suspect), descriptor.digest)
+                    journal.forget(suspect)
+                    actual = segments.fill(file, journal, blob, lambda _: progress.add(0))
+            return actual
+        finally:
+            journal.close()
+
     def _fill(self, file: int, descriptor: Descriptor, open_blob: OpenBlob, progress: "_HighWater") -> Digest:
-        """Complete a partial file from the source; returns the digest of what it then holds."""
+        """Complete a partial file without gaps in one stream; returns the digest of what it then holds."""
         if os.fstat(file).st_size > descriptor.size:
             os.ftruncate(file, 0)
         hasher, size = hashlib.sha256(), 0
@@ -175,11 +222,28 @@ class _HighWater:
     def __init__(self, on_bytes: Callable[[int], None]) -> None:
         self._on_bytes = on_bytes
         self._told = 0
+        self._lock = threading.Lock()
+
+    def add(self, amount: int) -> None:
+        """So many bytes more are there, wherever in the file."""
+        with self._lock:
+            self._told += amount
+        self._on_bytes(amount)
 
     def reached(self, position: int) -> None:
         if position > self._told:
             self._on_bytes(position - self._told)
             self._told = position
+
+
+def _close_gaps(file: int, path: Path, descriptor: Descriptor) -> None:
+    """Keep of a file with gaps what lies before the first one."""
+    journal = Journal(path, descriptor)
+    try:
+        os.ftruncate(file, 0 if journal.is_new else journal.frontier())
+    finally:
+        journal.close()
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The local store: an OCI image layout that many processes share.
 
 Beside the layout's own files (``oci-layout``, ``index.json``, ``blobs``) lie ``partial`` (what is not finished),
-``locks`` (the store's lock and the leases) and ``receipts`` (what was verified). Any tool that reads image layouts
-reads it: ``skopeo inspect oci:ROOT:registry/repository:tag``.
+``locks`` (the store's lock and the leases), ``receipts`` (what was verified) and ``builds`` (how it was built here).
+Any tool that reads image layouts reads it: ``skopeo inspect oci:ROOT:registry/repository:tag``.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from modelpack.progress import SILENT, Progress
 from modelpack.store import locks
 from modelpack.store.blobs import Blobs
 from modelpack.store.cleanup import Cleanup, Graph, disk_size, is_visible, plan_prune, plan_removal
-from modelpack.store.index import Index, plain
+from modelpack.store.index import Index, IndexFile, plain
 from modelpack.store.ingest import Ingest
 from modelpack.store.layout import INDEX_FILE, LAYOUT, LAYOUT_FILE, check_layout
 from modelpack.store.leases import Lease, held_digests
@@ -51,7 +51,7 @@ PARTIAL_AGE = timedelta(days=7)
 """How long what an interrupted transfer left is kept for the next try."""
 
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
-_MAX_RECEIPT_SIZE = 1 << 20
+_MAX_NOTE_SIZE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,9 @@ class Store:
         self.ingest = Ingest(self.blobs, self.partials)
         self._locks = root / "locks"
         self._receipts = root / "receipts"
+        self._builds = root / "builds"
         self._lease = Lease(self._locks)
+        self._index = IndexFile(root / INDEX_FILE)
 
     @classmethod
     def open(cls, root: Path) -> "Store":
@@ -94,7 +96,7 @@ class Store:
                 write_atomically(root / LAYOUT_FILE, LAYOUT)
             check_layout(root)
             store = cls(root)
-            for folder in (store.blobs.directory, store.partials, store._locks, store._receipts):
+            for folder in (store.blobs.directory, store.partials, store._locks, store._receipts, store._builds):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (root / INDEX_FILE).exists():
                 with store._locked():
@@ -275,7 +277,8 @@ class Store:
             blobs = tuple(blob for blob in plan.blobs if blob[0] not in needed and blob[0] not in held)
             for digest, _ in blobs:
                 self.blobs.path(digest).unlink(missing_ok=True)
-                self._receipt_path(digest).unlink(missing_ok=True)
+                for folder in (self._receipts, self._builds):
+                    _note_path(folder, digest).unlink(missing_ok=True)
             partials = tuple(partial for partial in plan.partials if _discard(partial[0]))
         return replace(
             plan,
@@ -289,23 +292,23 @@ class Store:
         """How much the store holds, shared and unique."""
         return measure(Graph(self.blobs), self.read_index(), self.blobs, self.partials)
 
-    # Receipts: what was verified, under which rule and when
+    # Notes about a manifest, kept until it goes: what was verified, under which rule and when; how it was built
 
     def receipt(self, digest: Digest) -> dict[str, Any] | None:
         """What was kept about a manifest; None when nothing was, or when it cannot be read."""
-        try:
-            with self._receipt_path(digest).open("rb") as file:
-                return strict_json.parse_object(file.read(_MAX_RECEIPT_SIZE), what=f"receipt of {digest}")
-        except FileNotFoundError:
-            return None
-        except InvalidContentError as error:
-            _log.warning("%s; it counts as none", error)
-            return None
+        return _read_note(_note_path(self._receipts, digest), f"receipt of {digest}")
 
     def put_receipt(self, digest: Digest, receipt: Mapping[str, Any]) -> None:
         """Keep what is to be remembered about a manifest, as JSON, until the manifest goes."""
-        content = json.dumps(receipt, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8")
-        write_atomically(self._receipt_path(digest), content, mode=0o600)
+        _write_note(_note_path(self._receipts, digest), receipt)
+
+    def build_record(self, digest: Digest) -> dict[str, Any] | None:
+        """How a manifest was built here; None when it was not, or when it cannot be read."""
+        return _read_note(_note_path(self._builds, digest), f"build record of {digest}")
+
+    def put_build_record(self, digest: Digest, record: Mapping[str, Any]) -> None:
+        """Keep how a manifest was built, as JSON, until the manifest goes."""
+        _write_note(_note_path(self._builds, digest), record)
 
     # For the repositories of this store
 
@@ -320,7 +323,8 @@ class Store:
         self._lease.release(digests)
 
     def read_index(self) -> Index:
-        return Index.load(self.root / INDEX_FILE)
+        """Every manifest that the store knows, under which names."""
+        return self._index.load()
 
     def update_index(self, change: Callable[[Index], Index]) -> None:
         """Replace the index by what ``change`` makes of it; no update of another process is lost."""
@@ -333,12 +337,8 @@ class Store:
     def _locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[int]:
         return locks.locked(self._locks / "store", shared=shared)
 
-    def _receipt_path(self, digest: Digest) -> Path:
-        return self._receipts / f"{digest.hex}.json"
-
     def _find_by_suffix(self, short: Reference) -> Iterator[StoredTag]:
-        names = {entry.reference.name for entry in self.read_index().entries if entry.reference}
-        for name in sorted(names):
+        for name in self.read_index().repositories():
             if name.endswith(f"/{short.repository}"):
                 meant = replace(Reference.parse(name), tag=short.tag, digest=short.digest)
                 with contextlib.suppress(NotFoundError):
@@ -350,6 +350,26 @@ class Store:
                 if entry.reference and entry.descriptor.digest.hex.startswith(prefix):
                     name = Reference(entry.reference.registry, entry.reference.repository)
                     yield StoredTag(name.with_digest(entry.descriptor.digest), plain(entry.descriptor))
+
+
+def _note_path(folder: Path, digest: Digest) -> Path:
+    return folder / f"{digest.hex}.json"
+
+
+def _read_note(path: Path, what: str) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            return strict_json.parse_object(file.read(_MAX_NOTE_SIZE), what=what)
+    except FileNotFoundError:
+        return None
+    except InvalidContentError as error:
+        _log.warning("%s; it counts as none", error)
+        return None
+
+
+def _write_note(path: Path, document: Mapping[str, Any]) -> None:
+    content = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8")
+    write_atomically(path, content, mode=0o600)
 
 
 def _check_owner(root: Path) -> None:

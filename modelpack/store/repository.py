@@ -107,7 +107,7 @@ class StoreRepository(LayoutRepository):
     def family(self, index: Index, digest: Digest) -> list[tuple[str | None, Descriptor]]:
         """What hangs on a manifest here: what lies below it and what is attached to it, with its attachment tag."""
         graph = Graph(self._store.blobs)
-        own = Index(tuple(entry for entry in index.entries if entry.reference and entry.reference.name == self.name))
+        own = Index(index.of_repository(self.name))
         related = graph.family(own, [digest])
         return [
             (entry.tag if attached_to(entry.tag) else None, entry.descriptor)
@@ -126,6 +126,5 @@ class StoreRepository(LayoutRepository):
         return self._members_of(self._store.read_index())
 
     def _members_of(self, index: Index) -> Iterator[tuple[str | None, Descriptor]]:
-        for entry in index.entries:
-            if entry.reference is not None and entry.reference.name == self.name:
-                yield entry.tag, entry.descriptor
+        for entry in index.of_repository(self.name):
+            yield entry.tag, entry.descriptor

@@ -413,8 +413,9 @@ from pathlib import Path
 from modelpack.embedded_registry import serve
 from modelpack.store import Store
 serve(Store.open(Path(sys.argv[1])), port=0, on_ready=lambda port: print(port, flush=True))
-import resource
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+import re
+# Not ru_maxrss: that of a child begins with what its parent had.
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024, flush=True)
 """
 
 
