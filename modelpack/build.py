@@ -4,6 +4,7 @@ First a plan, then the work. The same inputs give the same digests on every mach
 gets into a blob.
 """
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,17 +12,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from modelpack import gguf_header, hub
+from modelpack import gguf_header, hub, template
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
-from modelpack.errors import InsufficientDiskError, InvalidInputError, NotFoundError, UnsupportedError
+from modelpack.errors import CheckFailedError, InsufficientDiskError, InvalidInputError, NotFoundError, UnsupportedError
+from modelpack.evidence.bom import bill_of_materials
+from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
+from modelpack.evidence.provenance import Builder, BuildFacts, InputFile, provenance
+from modelpack.evidence.toolchain import Toolchain
 from modelpack.formats import Codec, FileKind, Model, ModelFile
 from modelpack.formats.licenses import spdx
 from modelpack.gguf_header import GGUFHeader
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.progress import SILENT, Progress
 from modelpack.quantize import Quantization, parse_quantization, quantize
+from modelpack.signing import oms
+from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
 
 # Harbor shows documents up to this size, and nobody writes larger ones.
@@ -32,6 +41,8 @@ _MAX_METADATA_TEXT = 64 << 10
 GGUF_TYPE = "application/octet-stream"
 EPOCH = datetime.fromtimestamp(0, UTC)
 _PLAIN_TYPES = ("F32", "F16", "BF16")
+# Files beside the weights that conversion may read, by suffix.
+_SMALL_INPUTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +98,18 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuiltVariant:
+    """What a variant became. ``inputs`` are all files that went into the build; ``intermediate`` is what the weights
+    were quantized from, None where they are the source's own or a mere conversion.
+    """
+
     quantization: str
     references: tuple[Reference, ...]
     descriptor: Descriptor
     file: ModelFile
+    model: Model
     fallbacks: tuple[str, ...] = ()
+    inputs: tuple[InputFile, ...] = ()
+    intermediate: str | None = None
 
 
 def plan_build(
@@ -146,13 +164,16 @@ def run_build(
     plan: BuildPlan,
     store: Store,
     *,
+    oms_key: PrivateKey | None = None,
     work_dir: Path | None = None,
     token: str | None = None,
     progress: Progress = SILENT,
 ) -> list[BuiltVariant]:
     """Carry a plan out. Tags move last, all of them together; an interrupted build leaves no tag and no half file.
 
-    Raises ConversionError, WorkerError, InsufficientDiskError besides what planning raises.
+    With ``oms_key`` each artifact also holds ``model.sig``, which signs its files (OpenSSF Model Signing).
+    Raises ConversionError, WorkerError, InsufficientDiskError, and CheckFailedError for a chat template that is not to
+    be rendered, besides what planning raises.
     """
     with ExitStack() as stack:
         work = _workspace(store, work_dir, stack)
@@ -168,14 +189,71 @@ def run_build(
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
             raise AssertionError("a plan without a source")
+        _check_templates(base)
         packed = [
-            _pack_variant(plan, variant, base, base_type, work=work, store=store, progress=progress)
+            _pack_variant(plan, variant, base, base_type, oms_key, work=work, store=store, progress=progress)
             for variant in plan.variants
         ]
         for manifest, built in packed:
             for reference in built.references:
                 store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
-    return [built for _, built in packed]
+        inputs = _inputs(plan, [built for _, built in packed], progress)
+    return [replace(built, inputs=inputs) for _, built in packed]
+
+
+def evidence_of(
+    plan: BuildPlan, built: BuiltVariant, builder: Builder, *, started: datetime, finished: datetime
+) -> dict[str, dict[str, Any]]:
+    """What a build can say about what it made, for somebody to sign: predicates by their type."""
+    facts = BuildFacts(
+        name=plan.origin.name,
+        inputs=built.inputs,
+        quantization=built.quantization,
+        format=plan.codec.name,
+        created=plan.origin.created,
+        repository=plan.origin.source_url,
+        commit=plan.origin.revision,
+        intermediate=built.intermediate,
+        fallbacks=built.fallbacks,
+    )
+    return {
+        SLSA_PROVENANCE: provenance(facts, Toolchain.installed(), builder, started=started, finished=finished),
+        CYCLONEDX: bill_of_materials(built.model, built.descriptor.digest),
+    }
+
+
+def _inputs(plan: BuildPlan, built: Sequence[BuiltVariant], progress: Progress) -> tuple[InputFile, ...]:
+    """Every file that the weights and documents may have come from, by its content."""
+    if plan.snapshot:
+        known = {file.path: file.sha256 for file in plan.snapshot.files}
+    elif plan.checkpoint:
+        known = dict.fromkeys(_checkpoint_files(plan.checkpoint))
+    elif plan.gguf:
+        # Packaged as it is, it has been hashed on its way into the store.
+        as_it_is = next((one.file.digest.hex for one in built if one.quantization == plan.gguf_type), None)
+        known = {plan.gguf.name: as_it_is}
+    else:
+        raise AssertionError("a plan without a source")
+    directory = plan.checkpoint.directory if plan.checkpoint else plan.gguf.parent if plan.gguf else Path()
+    return tuple(
+        InputFile(name, Digest.from_hex(known[name] or _sha256(directory / name, progress))) for name in sorted(known)
+    )
+
+
+def _checkpoint_files(checkpoint: Checkpoint) -> set[str]:
+    """The shards, and the small files that conversion and packaging look at."""
+    read = [*checkpoint.tokenizer_files, *(path for path in (checkpoint.license_file, checkpoint.card_file) if path)]
+    read += [path for path in checkpoint.directory.iterdir() if path.suffix in _SMALL_INPUTS and path.is_file()]
+    return {tensor.path.name for tensor in checkpoint.tensors.values()} | {path.name for path in read}
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file, progress.step(f"hash {path.name}", total=path.stat().st_size) as step:
+        while chunk := file.read(4 << 20):
+            hasher.update(chunk)
+            step.advance(len(chunk))
+    return hasher.hexdigest()
 
 
 def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
@@ -186,26 +264,48 @@ def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
 
 
 def _pack_variant(
-    plan: BuildPlan, variant: Variant, base: Path, base_type: str, *, work: Path, store: Store, progress: Progress
+    plan: BuildPlan,
+    variant: Variant,
+    base: Path,
+    base_type: str,
+    oms_key: PrivateKey | None,
+    *,
+    work: Path,
+    store: Store,
+    progress: Progress,
 ) -> tuple[Manifest, BuiltVariant]:
     """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
     fallbacks: tuple[str, ...] = ()
+    intermediate = None
     if base_type == variant.quantization.name:
         # The source itself, or the intermediate that later variants are still quantized from.
         weights, is_ours = base, False
     else:
-        weights, is_ours = work / variant.file_name, True
+        weights, is_ours, intermediate = work / variant.file_name, True, base_type
         result = quantize(base, weights, variant.quantization, progress=progress)
         fallbacks = tuple(fallback.tensor for fallback in result.fallbacks)
     header = gguf_header.read_header(weights)
     blob = store.import_file(weights, GGUF_TYPE, adopt=is_ours)
     file = ModelFile(variant.file_name, FileKind.WEIGHT, blob.digest, blob.size)
-    model = _describe(plan, variant, header, (file, *_import_documents(plan.checkpoint, store)))
+    files = (file, *_import_documents(plan.checkpoint, store))
+    if oms_key:
+        signed = oms.sign_files(plan.origin.name, {one.name: one.digest for one in files}, oms_key)
+        blob = store.write_small(signed, GGUF_TYPE)
+        files = (*files, ModelFile(oms.FILE_NAME, FileKind.DOC, blob.digest, blob.size))
+    model = _describe(plan, variant, header, files)
     encoded = plan.codec.encode(model)
     store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
     # Under its digest already, so that no prune takes the blobs while the next variant is being made.
     descriptor = store.repository(variant.references[0].name).put_manifest(encoded.manifest)
-    return encoded.manifest, BuiltVariant(variant.quantization.name, variant.references, descriptor, file, fallbacks)
+    return encoded.manifest, BuiltVariant(
+        variant.quantization.name, variant.references, descriptor, file, model, fallbacks, intermediate=intermediate
+    )
+
+
+def _check_templates(gguf: Path) -> None:
+    if problems := template.problems(gguf_header.read_header(gguf).metadata):
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CheckFailedError(f"the chat template is not safe to render: {problems[0]}{more}")
 
 
 def _import_documents(checkpoint: Checkpoint | None, store: Store) -> tuple[ModelFile, ...]:
@@ -238,6 +338,7 @@ def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tupl
         base_models=card.base_models if card else (),
         embeds=f"{header.architecture}.pooling_type" in header.metadata,
         gguf=_metadata_texts(header),
+        annotations=template.annotations(header.metadata),
     )
 
 

@@ -72,7 +72,7 @@ def _decompress(chunks: Iterator[bytes], compression: Compression) -> Iterator[b
         rest = chunk
         while rest or (current and not current.eof and not current.needs_input):
             if current is None or current.eof:
-                current = cast(_Decompressor, make())  # members and frames follow one another
+                current = cast("_Decompressor", make())  # members and frames follow one another
             try:
                 plain = current.decompress(rest, _CHUNK)
             except error as fault:

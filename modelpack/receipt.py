@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from modelpack.errors import InvalidContentError, PolicyRefusedError
+from modelpack.errors import InvalidContentError, NotFoundError, PolicyRefusedError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
+from modelpack.oci.target import Source
 from modelpack.policy import Policy
 from modelpack.store import Store
 from modelpack.trust import Verdict, check_trust
@@ -14,10 +15,14 @@ from modelpack.trust import Verdict, check_trust
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """``verdict`` is what was found when it was pulled; None for what was built here."""
+    """``verdict`` is what was found when it was pulled; None for what was built here.
+
+    ``is_locked``: a lock file names this digest, so that keys which were retired since still count.
+    """
 
     reference: Reference
     verdict: Verdict | None
+    is_locked: bool = False
 
     @property
     def is_skipped(self) -> bool:
@@ -33,7 +38,7 @@ class Receipt:
 
 
 def write_receipt(store: Store, descriptor: Descriptor, receipt: Receipt) -> None:
-    document: dict[str, Any] = {"reference": str(receipt.reference)}
+    document: dict[str, Any] = {"reference": str(receipt.reference), "locked": receipt.is_locked}
     if receipt.verdict:
         document["verdict"] = receipt.verdict.to_json()
     store.put_receipt(descriptor.digest, document)
@@ -46,7 +51,11 @@ def read_receipt(store: Store, descriptor: Descriptor) -> Receipt | None:
         return None
     try:
         verdict = document.get("verdict")
-        receipt = Receipt(Reference.parse(document["reference"]), Verdict.from_json(verdict) if verdict else None)
+        receipt = Receipt(
+            Reference.parse(document["reference"]),
+            Verdict.from_json(verdict) if verdict else None,
+            is_locked=document["locked"] is True,
+        )
     except (KeyError, TypeError, AttributeError, InvalidContentError):
         return None
     return receipt if receipt.verdict is None or receipt.verdict.digest == descriptor.digest else None
@@ -58,18 +67,39 @@ def require_trusted(
     """What everything that loads a model asks first: a receipt that still holds, or a verification that passes now.
 
     Needs no network, since pull brings the signatures along. Where there is no policy, what was decided at the pull
-    stays decided; with one, a receipt that another policy gave is worth nothing. Raises UntrustedError.
+    stays decided; with one, a receipt that another policy gave is worth nothing, and with a locked one no person's
+    decision to skip the verification. Raises UntrustedError.
     """
     held = read_receipt(store, descriptor)
     if policy and descriptor.digest in policy.revoked:
         raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
-    if held and (held.verdict is None or held.is_skipped):
+    if held and held.verdict is None:
+        return held
+    if held and held.is_skipped and not (policy and policy.is_locked):
         return held
     if held and held.verdict and held.verdict.holds(policy, now=now):
         return held
     # A local name is nobody's promise: what was promised is the name under which it was pulled.
     promised = held.reference if held else reference
-    verdict = check_trust(store.repository(promised.name), promised, descriptor, policy or Policy.empty(), now=now)
-    renewed = Receipt(promised, verdict)
+    is_locked = held.is_locked if held else False
+    verdict = check_trust(
+        _evidence(store, promised, reference, descriptor),
+        promised,
+        descriptor,
+        policy or Policy.empty(),
+        now=now,
+        is_locked=is_locked,
+    )
+    renewed = Receipt(promised, verdict, is_locked)
     write_receipt(store, descriptor, renewed)
     return renewed
+
+
+def _evidence(store: Store, promised: Reference, reference: Reference, descriptor: Descriptor) -> Source:
+    """Where the signatures lie: with the name that was pulled, or, once that was removed, with the copy's own name."""
+    repository = store.repository(promised.name)
+    try:
+        repository.resolve(str(descriptor.digest))
+    except NotFoundError:
+        return store.repository(reference.name)
+    return repository

@@ -1,8 +1,8 @@
 """Tar archives from strangers, read in one pass and bounded, and archives of ours whose bytes depend on nothing else.
 
-Nothing here touches a file system by a name that an archive gave. Written: POSIX pax, sorted by whoever calls, owner and
-time zero. Read: ustar, pax and GNU long names (POSIX.1-2017, pax, "ustar Interchange Format"; tar.h). tarfile reads
-a pax header of any size into memory and knows sparse files; a dozen fields of 512 bytes are safer read here.
+Nothing here touches a file system by a name that an archive gave. Written: POSIX pax, in the order of whoever calls,
+owner and time zero. Read: ustar, pax and GNU long names (POSIX.1-2017, pax, "ustar Interchange Format"; tar.h).
+tarfile reads a pax header of any size into memory and knows sparse files; a dozen fields are safer read here.
 """
 
 import tarfile

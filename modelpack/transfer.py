@@ -4,17 +4,19 @@ What is there already is skipped, so an interrupted copy goes on where it was. M
 only manifests, each a few KiB, are held.
 """
 
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
-from modelpack.oci.target import Source, Target
+from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
 from modelpack.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,15 @@ _GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What a copy did. ``bytes_copied`` counts whole blobs; what an earlier try had brought is part of them."""
+    """What a copy did. ``bytes_copied`` counts whole blobs; ``bytes_resumed`` is how much of that did not have to come
+    from the source: an earlier try or another process had brought it, or the target had it elsewhere.
+    """
 
     descriptor: Descriptor
     blobs_copied: int
     blobs_skipped: int
     bytes_copied: int
+    bytes_resumed: int
     referrers_copied: int
 
 
@@ -72,8 +77,8 @@ def copy(
 ) -> CopyResult:
     """Copy an artifact, an index with all it lists, and (with ``referrers``) signatures and all that refers to them.
 
-    ``tag`` is moved in ``target`` when everything else is there. Raises what source and target raise,
-    InvalidContentError for a graph without reasonable bounds.
+    ``tag`` is moved in ``target`` when everything else is there. ``jobs`` is how many blobs, or parts of large ones,
+    are read at a time. Raises what source and target raise, InvalidContentError for a graph without reasonable bounds.
     """
     graph = _Graph()
     _walk(source, descriptor, graph.manifests, depth=0)
@@ -83,7 +88,10 @@ def copy(
             _find_legacy_tags(source, target, digest, graph)
 
     blobs = graph.blobs()
-    copied = _copy_blobs(source, target, blobs, progress=progress, jobs=jobs)
+    if isinstance(target, LimitedTarget):
+        target.check_limits(blobs)
+    lines = _Lines(jobs)
+    copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
@@ -95,6 +103,7 @@ def copy(
         blobs_copied=len(copied),
         blobs_skipped=len(blobs) - len(copied),
         bytes_copied=sum(blob.size for blob in copied),
+        bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
         referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
     )
 
@@ -160,11 +169,58 @@ class _CancelledError(Exception):
     """Another blob failed, or the user gave up; never seen outside this module."""
 
 
+class _Lines:
+    """The connections that a copy may have open at a time, shared by all its blobs; counts what comes over them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.cancelled = threading.Event()
+        self.bytes_read: Counter[Digest] = Counter()
+        self._free = threading.Semaphore(count)
+        self._lock = threading.Lock()
+
+    def opener(self, source: Source, descriptor: Descriptor) -> OpenBlob:
+        """How a target reads a blob: in parts too, where the source gains from that."""
+
+        def open_stream(offset: int) -> BlobStream:
+            return self._taken(descriptor, lambda: source.read_blob(descriptor, offset=offset))
+
+        if not isinstance(source, RangedSource):
+            return open_stream
+        ranged = source
+        return RangedBlob(
+            open_stream,
+            lambda start, stop: self._taken(descriptor, lambda: ranged.open_range(descriptor, start, stop)),
+            connections=self.count,
+        )
+
+    @contextlib.contextmanager
+    def _taken(
+        self, descriptor: Descriptor, open_stream: Callable[[], BlobStream]
+    ) -> Generator[Iterator[bytes], None, None]:
+        while not self._free.acquire(timeout=0.2):
+            self.check()
+        try:
+            with open_stream() as chunks:
+                yield self._counted(descriptor, chunks)
+        finally:
+            self._free.release()
+
+    def _counted(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            with self._lock:
+                self.bytes_read[descriptor.digest] += len(chunk)
+            yield chunk
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise _CancelledError
+
+
 def _copy_blobs(
-    source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, jobs: int
+    source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, lines: _Lines
 ) -> list[Descriptor]:
-    """Copy what is missing, ``jobs`` at a time; returns what was copied. Raises the first failure."""
-    cancelled = threading.Event()
+    """Copy what is missing; returns what was copied. Raises the first failure."""
 
     def copy_one(descriptor: Descriptor) -> bool:
         if target.has_blob(descriptor):
@@ -172,16 +228,15 @@ def _copy_blobs(
         with progress.step(_label(descriptor), total=descriptor.size) as step:
 
             def advance(amount: int) -> None:
-                if cancelled.is_set():
-                    raise _CancelledError
+                lines.check()
                 step.advance(amount)
 
-            target.write_blob(descriptor, lambda offset: source.read_blob(descriptor, offset=offset), on_bytes=advance)
+            target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
         return True
 
     # The largest first: the small ones fill the gaps at the end.
     ordered = sorted(blobs, key=lambda descriptor: descriptor.size, reverse=True)
-    outcomes = _in_parallel(copy_one, ordered, jobs=jobs, cancelled=cancelled)
+    outcomes = _in_parallel(copy_one, ordered, jobs=lines.count, cancelled=lines.cancelled)
     return [descriptor for descriptor, was_copied in zip(ordered, outcomes, strict=True) if was_copied]
 
 

@@ -13,6 +13,7 @@ from modelpack.oci.reference import FileReference, HubReference, Reference
 
 if TYPE_CHECKING:
     from modelpack.build import BuildPlan, BuiltVariant
+    from modelpack.signing.keys import PrivateKey
 
 
 @command("build")
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--quant", "quantizations", multiple=True, help="Quantization, such as Q4_K_M; repeat for more variants.")
 @click.option("--format", "format_", default="cncf", show_default=True, help="Artifact format: cncf or docker.")
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Where temporary files go.  [default: in the store]")
+@click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME), and attest.")
+@click.option("--oms", "oms_key", metavar="KEY", help="Add model.sig (OpenSSF Model Signing), signed with this key.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 def build(
     app: App,
@@ -29,6 +33,9 @@ def build(
     quantizations: tuple[str, ...],
     format_: str,
     work_dir: Path | None,
+    key: str | None,
+    oms_key: str | None,
+    password_file: Path | None,
     dry_run: bool,
 ) -> None:
     """Convert, quantize and package a model into the local store.
@@ -36,11 +43,18 @@ def build(
     SOURCE is a checkpoint directory, a .gguf file, or hf://org/repo[@revision]. The first --quant is what REF
     names; each variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep their type.
 
+    The store remembers how each variant was built (SLSA provenance) and what is in it (a CycloneDX bill of materials).
+    --sign attests both and signs each variant under each of its names; so do push --sign and sign, later. --oms puts a
+    signature over the files themselves into the artifact, which still proves them once they are unpacked.
+
     \b
     modelpack build ./tiny-llama -t localhost:5000/demo/tiny-llama:v1 --quant Q4_K_M --quant Q8_0
     modelpack build hf://HuggingFaceTB/SmolLM2-135M-Instruct -t smollm2:135m --quant Q4_K_M
     """
-    from modelpack.build import plan_build, run_build
+    from modelpack.build import evidence_of, plan_build, run_build
+    from modelpack.cli.key import load_private_key
+    from modelpack.evidence.provenance import Builder
+    from modelpack.evidence.record import write_record
     from modelpack.formats import codec_named
     from modelpack.receipt import Receipt, write_receipt
 
@@ -57,13 +71,41 @@ def build(
     if dry_run:
         app.answer(*_plan_answer(plan, source))
         return
-    built = run_build(plan, app.store, work_dir=work_dir or app.settings.work_dir, token=token, progress=app.progress)
+    if oms_key and format_ == "docker":
+        raise InvalidInputError("Docker's format has no place for model.sig: --oms goes with --format cncf")
+    private = load_private_key(app, key, password_file) if key else None
+    file_key = private if oms_key == key else load_private_key(app, oms_key, password_file) if oms_key else None
+    started = datetime.now(UTC)
+    built = run_build(
+        plan,
+        app.store,
+        oms_key=file_key,
+        work_dir=work_dir or app.settings.work_dir,
+        token=token,
+        progress=app.progress,
+    )
+    finished = datetime.now(UTC)
+    builder = Builder.from_environment(environment)
     for variant in built:
         write_receipt(app.store, variant.descriptor, Receipt(variant.references[0], verdict=None))
+        evidence = evidence_of(plan, variant, builder, started=started, finished=finished)
+        write_record(app.store, variant.descriptor.digest, evidence)
+        if private:
+            _sign(app, variant, private, now=finished)
         if variant.fallbacks:
             app.note(f"{variant.quantization}: {len(variant.fallbacks)} tensors fell back to another type")
-    app.answer(*_built_answer(built))
+    app.answer(*_built_answer(built, private.public.id if private else None))
     app.hint(f"next: modelpack run {built[0].references[0]} 'Hello!'   or: modelpack push {built[0].references[0]}")
+
+
+def _sign(app: App, variant: "BuiltVariant", key: "PrivateKey", *, now: datetime) -> None:
+    from modelpack.evidence.record import attest_build
+    from modelpack.signing import signature
+
+    repository = app.store.repository(variant.references[0].name)
+    attest_build(app.store, repository, variant.references[0], variant.descriptor, key, now=now)
+    for reference in variant.references:
+        signature.sign(repository, reference, variant.descriptor, key, signed_at=now)
 
 
 def _parse_source(text: str) -> HubReference | FileReference:
@@ -118,7 +160,7 @@ def _plan_answer(plan: "BuildPlan", source: str) -> tuple[dict[str, object], str
     return document, "\n".join(lines)
 
 
-def _built_answer(built: "list[BuiltVariant]") -> tuple[dict[str, object], str]:
+def _built_answer(built: "list[BuiltVariant]", signed_by: str | None) -> tuple[dict[str, object], str]:
     document: dict[str, object] = {
         "variants": [
             {
@@ -129,7 +171,8 @@ def _built_answer(built: "list[BuiltVariant]") -> tuple[dict[str, object], str]:
                 "fallback_tensors": list(variant.fallbacks),
             }
             for variant in built
-        ]
+        ],
+        "signed_by": signed_by,
     }
     lines = [f"{reference}@{variant.descriptor.digest}" for variant in built for reference in variant.references]
     return document, "\n".join(lines)

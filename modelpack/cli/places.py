@@ -50,27 +50,50 @@ def user_policy(settings: Settings) -> Path:
 
 
 def policy_path(settings: Settings) -> Path | None:
-    """The one policy file that counts: the one that is named, else the user's, else the system's; none is merged.
+    """The one policy file that counts: a locked system's, else the named one, the user's, the system's; none is merged.
 
     A file in the working directory is never one of them: whoever gives us a folder must not give us its policy.
     """
+    from modelpack.policy import locked_policy
+
+    if locked_policy(SYSTEM_POLICY):
+        return SYSTEM_POLICY
     if settings.policy:
         return settings.policy
     return next((path for path in (user_policy(settings), SYSTEM_POLICY) if path.exists()), None)
 
 
-def load_policy(app: App, keys: tuple[Path, ...] = (), policy: Path | None = None) -> "Policy | None":
+def load_policy(
+    app: App, keys: tuple[Path, ...] = (), policy: Path | None = None, *, skip: bool = False
+) -> "Policy | None":
     """The policy, or exactly the ``--key`` ones in its place; None where there is neither.
 
-    Raises MalformedPolicyError, NotFoundError, InvalidKeyError.
+    ``skip``: somebody wants no verification at all. Raises PolicyRefusedError where the system's policy is locked and
+    any of these would be in its place, MalformedPolicyError, NotFoundError, InvalidKeyError.
     """
-    from modelpack.policy import Policy
+    from modelpack.policy import choose_policy
     from modelpack.signing.keys import PublicKey
 
-    if keys:
-        return Policy.of_keys(PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys)
-    path = policy or policy_path(app.settings)
-    return Policy.load(path) if path else None
+    settings = app.settings
+    named = policy or settings.policy
+    said = {
+        "--key": bool(keys),
+        "--policy": policy is not None,
+        "MODELPACK_POLICY": policy is None and "MODELPACK_POLICY" in settings.environment,
+        "policy in config.toml": policy is None
+        and "MODELPACK_POLICY" not in settings.environment
+        and named is not None,
+        "--insecure-skip-verify": skip,
+    }
+    if named == SYSTEM_POLICY:
+        said = {"--key": bool(keys), "--insecure-skip-verify": skip}
+    return choose_policy(
+        SYSTEM_POLICY,
+        settings.config_directory / "policy.toml",
+        named=named,
+        keys=[PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys],
+        overridden_by=[what for what, is_said in said.items() if is_said],
+    )
 
 
 def require_trusted(app: App, reference: Reference, descriptor: Descriptor) -> "Receipt":

@@ -20,10 +20,14 @@ from modelpack.oci.reference import Reference
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
 def push(app: App, reference: str, key: str | None, password_file: Path | None, plain_http: bool, jobs: int) -> None:
-    """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last."""
+    """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last.
+
+    --sign also attests the provenance and the bill of materials of what was built here.
+    """
     from modelpack import transfer
+    from modelpack.cli.key import load_private_key
     from modelpack.cli.places import open_remote
-    from modelpack.cli.trust import load_private_key
+    from modelpack.evidence.record import attest_build
     from modelpack.signing import signature
 
     private = load_private_key(app, key, password_file) if key else None
@@ -34,9 +38,12 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
         )
     local = app.store.repository(stored.reference.name)
     remote = open_remote(app, stored.reference, plain_http=plain_http, push=True)
+    attested = []
     if private:
         # In the store first, so that the tag of the registry never names anything unsigned.
-        signature.sign(local, stored.reference, stored.descriptor, private, signed_at=datetime.now(UTC))
+        now = datetime.now(UTC)
+        signature.sign(local, stored.reference, stored.descriptor, private, signed_at=now)
+        attested = attest_build(app.store, local, stored.reference, stored.descriptor, private, now=now)
     tag = None if stored.reference.digest else stored.reference.tagged.rpartition(":")[2]
     result = transfer.copy(local, remote, stored.descriptor, tag=tag, jobs=jobs, progress=app.progress)
     document = {
@@ -47,6 +54,7 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
         "bytes_copied": result.bytes_copied,
         "referrers_copied": result.referrers_copied,
         "signed_by": private.public.id if private else None,
+        "attested": [one.predicate_type for one in attested],
     }
     app.note(f"sent {human_size(result.bytes_copied)}; {result.blobs_skipped} blobs were there already")
     app.answer(document, f"{stored.reference.tagged}@{result.descriptor.digest}")
@@ -59,6 +67,9 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
 @click.option("--insecure-skip-verify", is_flag=True, help="Fetch whatever it is, whoever made it.")
+@click.option("--frozen", is_flag=True, help="Fetch the digest that the lock file has, and nothing else.")
+@click.option("--lock", type=click.Path(path_type=Path), help="The lock file for --frozen.  [default: modelpack.lock]")
+@click.option("--allow-rollback", is_flag=True, help="Take what is older than what this tag was before.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
 def pull(
@@ -67,32 +78,50 @@ def pull(
     keys: tuple[Path, ...],
     policy: Path | None,
     insecure_skip_verify: bool,
+    frozen: bool,
+    lock: Path | None,
+    allow_rollback: bool,
     plain_http: bool,
     jobs: int,
 ) -> None:
     """Fetch a model whose signature the policy, or --key, allows.
 
     The signature is checked before anything large is fetched, every byte while it arrives. An interrupted pull goes on
-    where it was.
+    where it was. What was signed earlier than what this tag was before is refused.
+
+    With --frozen the lock file says which digest the reference stands for, wherever the tag points by now, and keys
+    that were retired since it was locked still count.
     """
     from modelpack import catalog, transfer
     from modelpack.cli.places import load_policy, open_remote
+    from modelpack.cli.refusal import refusing_download
+    from modelpack.lockfile import DEFAULT_LOCK, Lock
     from modelpack.policy import Policy
     from modelpack.receipt import Receipt, write_receipt
+    from modelpack.rollback import remember, require_no_rollback
     from modelpack.trust import Verdict, check_trust
 
-    if insecure_skip_verify and keys:
-        raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
+    if insecure_skip_verify and (keys or frozen):
+        raise InvalidInputError(f"{'--frozen' if frozen else '--key'} and --insecure-skip-verify contradict each other")
+    if lock and not frozen:
+        raise InvalidInputError("--lock names the lock file of --frozen")
     wanted = Reference.parse(reference)
-    rules = load_policy(app, keys, policy) or Policy.empty()
+    rules = load_policy(app, keys, policy, skip=insecure_skip_verify) or Policy.empty()
     now = datetime.now(UTC)
+    with refusing_download(wanted, rules):
+        locked = Lock.load(lock or DEFAULT_LOCK).find(wanted) if frozen else None
     remote = open_remote(app, wanted, plain_http=plain_http)
-    descriptor = remote.resolve(wanted.selector)
+    descriptor = remote.resolve(str(locked.digest) if locked else wanted.selector)
     if insecure_skip_verify:
         app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
         verdict = Verdict.skipped(wanted, descriptor, now=now)
     else:
-        verdict = check_trust(remote, wanted, descriptor, rules, now=now)
+        with refusing_download(wanted, rules):
+            if locked:
+                locked.require(wanted, descriptor)
+            verdict = check_trust(remote, wanted, descriptor, rules, now=now, is_locked=frozen)
+            if not (frozen or allow_rollback):
+                require_no_rollback(app.store, wanted, verdict)
         if verdict.is_verified:
             app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
         else:
@@ -101,7 +130,9 @@ def pull(
     local = app.store.repository(wanted.name)
     tag = None if wanted.digest else wanted.selector
     result = transfer.copy(remote, local, descriptor, tag=tag, jobs=jobs, progress=app.progress)
-    write_receipt(app.store, descriptor, Receipt(wanted, verdict))
+    write_receipt(app.store, descriptor, Receipt(wanted, verdict, is_locked=frozen))
+    if not frozen:
+        remember(app.store, wanted, verdict)
     document = {
         "reference": str(wanted),
         "digest": str(descriptor.digest),

@@ -1,4 +1,4 @@
-"""modelpack list, inspect, tag, rm, df and prune: what is in the local store."""
+"""modelpack list, inspect, tag, rm, df, prune and fsck: what is in the local store."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelpack.cli.app import App, command
+from modelpack.cli.durations import parse_duration
 from modelpack.cli.progress import human_size
 from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.oci.reference import FileReference, HubReference, LayoutReference, Reference, parse_location
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from modelpack.gguf_header import Value
     from modelpack.oci.manifest import Descriptor, Manifest
     from modelpack.oci.target import Source
+    from modelpack.store.fsck import Finding
 
 
 @command("list")
@@ -72,7 +74,7 @@ def inspect(app: App, location: str, remote: bool, raw: bool, plain_http: bool) 
         return
     if isinstance(place, HubReference):
         raise InvalidInputError(f"{place} is on the hub; modelpack build --dry-run {place} shows what is there")
-    source, descriptor, where = _locate(app, place, remote=remote, plain_http=plain_http)
+    source, descriptor, where = locate(app, place, remote=remote, plain_http=plain_http)
     manifest, model = catalog.read_model(source, descriptor)
     if raw:
         sys.stdout.buffer.write(manifest.raw)
@@ -80,7 +82,7 @@ def inspect(app: App, location: str, remote: bool, raw: bool, plain_http: bool) 
     app.answer(*_model_answer(where, manifest, model))
 
 
-def _locate(
+def locate(
     app: App, place: Reference | LayoutReference, *, remote: bool, plain_http: bool
 ) -> "tuple[Source, Descriptor, str]":
     """Where an artifact is: in the store first, unless it is asked for elsewhere."""
@@ -135,10 +137,19 @@ def _model_answer(where: str, manifest: "Manifest", model: "Model") -> tuple[dic
         ("source", model.source_url),
         ("revision", model.revision),
         ("created", model.created.strftime("%Y-%m-%d %H:%M:%S UTC")),
+        ("template", _template(model)),
     )
     lines = [f"{key:13}{value}" for key, value in facts if value]
     lines += [f"{'file':13}{file.name}  {human_size(file.size)}  {file.digest}" for file in model.files]
     return document, "\n".join(lines)
+
+
+def _template(model: "Model") -> str | None:
+    """What tells one chat template from another; a build recorded it."""
+    from modelpack.template import DIGEST_ANNOTATION
+
+    digest = model.annotations.get(DIGEST_ANNOTATION)
+    return f"sha256:{digest}" if digest else None
 
 
 def _gguf_answer(path: Path) -> tuple[dict[str, object], str]:
@@ -220,6 +231,7 @@ def remove(app: App, references: tuple[str, ...]) -> None:
 def df(app: App) -> None:
     """Show what the store holds and what it takes on disk."""
     usage = app.store.usage()
+    reclaimable = app.store.plan_prune().freed
     document = {
         "path": str(app.settings.store),
         "bytes": usage.size,
@@ -227,6 +239,7 @@ def df(app: App) -> None:
         "shared_bytes": usage.shared,
         "unused_bytes": usage.unused,
         "partial_bytes": usage.partial_size,
+        "reclaimable_bytes": reclaimable,
         "models": [
             {"reference": str(model.reference), "bytes": model.size, "unique_bytes": model.unique}
             for model in usage.models
@@ -235,17 +248,27 @@ def df(app: App) -> None:
     rows = [(str(model.reference), human_size(model.size), human_size(model.unique)) for model in usage.models]
     rows += [
         ("(all, shared bytes once)", human_size(usage.size), ""),
-        ("(unused: modelpack prune)", human_size(usage.unused), ""),
+        ("(no tag needs them)", human_size(usage.unused), ""),
         ("(interrupted transfers)", human_size(usage.partial_size), ""),
+        ("(modelpack prune would free)", human_size(reclaimable), ""),
     ]
     app.table(document, ("MODEL", "SIZE", "UNIQUE"), rows)
 
 
 @command("prune")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and keep it.")
-def prune(app: App, dry_run: bool) -> None:
-    """Free what no tag refers to, and transfers that nobody resumed. Never touches a tagged model."""
-    plan = app.store.plan_prune()
+@click.option(
+    "--older-than",
+    metavar="DURATION",
+    help="Only what is older: 30m, 12h, 7d.  [default: 1h for blobs, 7d for interrupted transfers]",
+)
+def prune(app: App, dry_run: bool, older_than: str | None) -> None:
+    """Free what no tag refers to, and transfers that nobody resumed.
+
+    Never touches a tagged model, nor what a running command holds: --older-than 0s is safe.
+    """
+    age = parse_duration(older_than) if older_than else None
+    plan = app.store.plan_prune() if age is None else app.store.plan_prune(grace=age, partial_age=age)
     gone = plan if dry_run else app.store.carry_out(plan)
     document = {
         "dry_run": dry_run,
@@ -259,3 +282,54 @@ def prune(app: App, dry_run: bool) -> None:
     verb = "would free" if dry_run else "freed"
     text = f"{verb} {human_size(gone.freed)}: {len(gone.blobs)} blobs, {len(gone.partials)} interrupted transfers"
     app.answer(document, text)
+
+
+# As for every other content that is not what its digest says (failures.EXIT_CODES).
+_UNTRUSTED = 6
+
+
+@command("fsck")
+@click.option("--repair", "wanted", is_flag=True, help="Put right what can be put right.")
+@click.option("--fast", is_flag=True, help="Compare sizes; hash only what differs.")
+def fsck(app: App, wanted: bool, fast: bool) -> None:
+    """Hash every blob again, and look for what is missing, stray, or open to others.
+
+    --repair moves damaged blobs aside (modelpack prune frees them after a week), drops names whose manifest is gone,
+    and says which models must be pulled again. Ends with 6 while anything is wrong.
+    """
+    from modelpack.store import fsck as checker
+
+    checkup = checker.check(app.store, fast=fast, progress=app.progress)
+    outcome = checker.repair(app.store, checkup) if wanted and checkup.findings else checkup.outcome
+    document = {
+        "ok": not outcome.remaining,
+        "fast": fast,
+        "blobs_hashed": checkup.checked,
+        "bytes_hashed": checkup.size,
+        "repaired": [_finding(finding) for finding in outcome.repaired],
+        "remaining": [_finding(finding) for finding in outcome.remaining],
+        "incomplete": list(outcome.incomplete),
+        "restored": list(outcome.restored),
+    }
+    lines = [f"repaired  {finding.kind:9}{finding.message}" for finding in outcome.repaired]
+    lines += [f"wrong     {finding.kind:9}{finding.message}" for finding in outcome.remaining]
+    lines += [f"restored  {name}" for name in outcome.restored]
+    lines += [f"lacking   {name}: modelpack pull it again, or rm it" for name in outcome.incomplete]
+    summary = f"{checkup.checked} blobs hashed, {human_size(checkup.size)}: "
+    summary += (
+        f"{len(outcome.repaired)} repaired, {len(outcome.remaining)} wrong" if checkup.findings else "nothing is wrong"
+    )
+    app.answer(document, "\n".join([*lines, summary]))
+    if outcome.remaining and not wanted:
+        app.hint("next: modelpack fsck --repair")
+    if outcome.remaining:
+        raise click.exceptions.Exit(_UNTRUSTED)
+
+
+def _finding(finding: "Finding") -> dict[str, object]:
+    return {
+        "kind": str(finding.kind),
+        "path": finding.path,
+        "message": finding.message,
+        "models": list(finding.models),
+    }

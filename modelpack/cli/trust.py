@@ -1,6 +1,5 @@
 """modelpack keygen, sign and trust."""
 
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,12 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from modelpack.cli.app import App, command, read_file
+from modelpack.cli.key import ask_password, load_private_key
 from modelpack.cli.places import MAX_KEY_SIZE, load_policy, open_remote, policy_path, user_policy
-from modelpack.errors import InvalidInputError, InvalidKeyError, NotFoundError
+from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from modelpack.signing.keys import PrivateKey
+    from modelpack.oci.manifest import Descriptor
+    from modelpack.oci.target import Target
 
 
 @command("keygen")
@@ -29,7 +30,7 @@ def keygen(app: App, out: Path, password_file: Path | None, no_password: bool) -
     """
     from modelpack.signing.keys import PrivateKey, write_key_pair
 
-    password = b"" if no_password else _password(app, password_file, confirm=True)
+    password = b"" if no_password else ask_password(app, password_file, confirm=True)
     key = PrivateKey.generate()
     private, public = write_key_pair(out, key, password)
     app.answer(
@@ -38,40 +39,15 @@ def keygen(app: App, out: Path, password_file: Path | None, no_password: bool) -
     )
 
 
-def load_private_key(app: App, place: str, password_file: Path | None) -> "PrivateKey":
-    """A key from a file or from ``env:NAME``. Raises NotFoundError, InvalidKeyError."""
-    from modelpack.signing.keys import PrivateKey, is_encrypted
-
-    if place.startswith("env:"):
-        name = place.removeprefix("env:").removeprefix("//")
-        pem = app.settings.environment.get(name, "").encode()
-        if not pem:
-            raise NotFoundError(f"there is no key in the environment variable {name}")
-    else:
-        pem = read_file(Path(place), limit=MAX_KEY_SIZE)
-    password = _password(app, password_file, confirm=False) if is_encrypted(pem) else None
-    return PrivateKey.load(pem, password)
-
-
-def _password(app: App, file: Path | None, *, confirm: bool) -> bytes:
-    """Never from an argument: those show in process lists and shell histories."""
-    if file:
-        return read_file(file, limit=4096).rstrip(b"\r\n")
-    for name in ("MODELPACK_PASSWORD", "COSIGN_PASSWORD"):
-        if name in app.settings.environment:
-            return app.settings.environment[name].encode()
-    if not sys.stdin.isatty():
-        raise InvalidKeyError("the key needs a password, and there is no terminal to ask at")
-    return str(click.prompt("Password for the key", hide_input=True, confirmation_prompt=confirm, err=True)).encode()
-
-
 @command("sign")
 @click.argument("reference", metavar="REF")
-@click.option("--key", required=True, help="The private key: a file, or env:NAME.")
+@click.option("--key", required=True, help="The private key: a file, env:NAME, or a pkcs11: URI.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("-a", "--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Signed along with it.")
 @click.option("--expires", help="When the signature stops counting: 90d, 12h, 4w.")
 @click.option("--no-legacy", is_flag=True, help="Only the sigstore bundle, not cosign's .sig tag as well.")
+@click.option("--bundle", "bundle_file", type=click.Path(path_type=Path), help="Write the bundle into a file, too.")
+@click.option("--no-upload", is_flag=True, help="Only the file of --bundle; nothing is written beside the model.")
 @click.option("--local", is_flag=True, help="Sign in the store; push sends the signature along.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 def sign(
@@ -82,6 +58,8 @@ def sign(
     annotations: tuple[str, ...],
     expires: str | None,
     no_legacy: bool,
+    bundle_file: Path | None,
+    no_upload: bool,
     local: bool,
     plain_http: bool,
 ) -> None:
@@ -89,47 +67,71 @@ def sign(
 
     Signs a digest, and binds the signature to the name: registry/repository:tag. Signing twice changes nothing. With
     a tag alone, the registry must still name by it what the store has: add @sha256:... to sign something else.
+    What was built here also gets its provenance and its bill of materials attested.
 
     \b
     modelpack sign registry.example.com/team/model:v1 --key team.key
+    modelpack sign registry.example.com/team/model:v1 --key team.key --bundle model.sigstore.json --no-upload
     """
-    from modelpack.oci.target import Target
+    from modelpack.atomic_file import write_atomically
+    from modelpack.evidence.record import attest_build
     from modelpack.signing import signature
+    from modelpack.signing.candidate import signed_reference
 
+    if no_upload and not bundle_file:
+        raise InvalidInputError("--no-upload without --bundle would sign for nobody: name the file with --bundle")
     wanted = Reference.parse(reference)
     pairs = dict(_pair(text) for text in annotations)
     now = datetime.now(UTC)
     until = now + _duration(expires) if expires else None
     private = load_private_key(app, key, password_file)
-    target: Target
+    target, wanted, descriptor = place_to_sign(app, wanted, local=local, plain_http=plain_http, push=not no_upload)
+    document: dict[str, object] = {
+        "reference": signed_reference(wanted),
+        "digest": str(descriptor.digest),
+        "key_id": private.public.id,
+        "written": [],
+        "found": [],
+        "attested": [],
+    }
+    if bundle_file:
+        bundle = signature.make_bundle(wanted, descriptor, private, signed_at=now, annotations=pairs, expires=until)
+        write_atomically(bundle_file, bundle)
+        document["bundle"] = str(bundle_file)
+    if not no_upload:
+        signed = signature.sign(
+            target,
+            wanted,
+            descriptor,
+            private,
+            signed_at=now,
+            annotations=pairs,
+            expires=until,
+            legacy=not no_legacy,
+        )
+        if not signed.written:
+            app.note("it was signed so already; nothing was changed")
+        attested = attest_build(app.store, target, wanted, descriptor, private, now=now)
+        document |= {
+            "written": list(signed.written),
+            "found": list(signed.found),
+            "attested": [one.predicate_type for one in attested],
+        }
+    app.answer(document, f"{document['reference']}@{descriptor.digest}")
+
+
+def place_to_sign(
+    app: App, wanted: Reference, *, local: bool, plain_http: bool, push: bool = True
+) -> "tuple[Target, Reference, Descriptor]":
+    """Where to write what is signed, as what, and about what: in the registry that is named, else in the store."""
     if local or wanted.registry is None:
         stored = app.store.find(wanted)
-        wanted, descriptor, target = stored.reference, stored.descriptor, app.store.repository(stored.reference.name)
-    else:
-        target = open_remote(app, wanted, plain_http=plain_http, push=True)
-        descriptor = target.resolve(wanted.selector)
-        if wanted.digest is None:
-            _require_same(app, wanted, str(descriptor.digest))
-    signed = signature.sign(
-        target,
-        wanted,
-        descriptor,
-        private,
-        signed_at=now,
-        annotations=pairs,
-        expires=until,
-        legacy=not no_legacy,
-    )
-    if not signed.written:
-        app.note("it was signed so already; nothing was changed")
-    document = {
-        "reference": signed.reference,
-        "digest": str(signed.digest),
-        "key_id": signed.key_id,
-        "written": list(signed.written),
-        "found": list(signed.found),
-    }
-    app.answer(document, f"{signed.reference}@{signed.digest}")
+        return app.store.repository(stored.reference.name), stored.reference, stored.descriptor
+    remote = open_remote(app, wanted, plain_http=plain_http, push=push)
+    descriptor = remote.resolve(wanted.selector)
+    if wanted.digest is None:
+        _require_same(app, wanted, str(descriptor.digest))
+    return remote, wanted, descriptor
 
 
 def _require_same(app: App, wanted: Reference, digest: str) -> None:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from modelpack.cli import failures
-from modelpack.cli.app import App, command
+from modelpack.cli.app import App, command, read_file
 from modelpack.cli.progress import human_size
 from modelpack.errors import NotFoundError
 from modelpack.oci.reference import Reference
 
 if TYPE_CHECKING:
+    from modelpack.signing.keys import PrivateKey
     from modelpack.smoke.report import SmokeReport
     from modelpack.verify import VerifyReport
 
+_MAX_SUITE_SIZE = 1 << 20
 _MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
 
 
@@ -33,6 +35,8 @@ _MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
 @click.option("--memory-limit", type=click.IntRange(min=1), help="MiB that llama.cpp may take besides the weights.")
 @click.option("--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds to load it.")
+@click.option("--attest", "attest_key", metavar="KEY", help="Sign the smoke report with this private key.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 def verify(
     app: App,
@@ -47,6 +51,8 @@ def verify(
     threads: int | None,
     memory_limit: int | None,
     timeout: float,
+    attest_key: str | None,
+    password_file: Path | None,
     plain_http: bool,
 ) -> None:
     """Check who signed a model, every byte, and how it behaves.
@@ -55,11 +61,15 @@ def verify(
     process of its own, answers smoke prompts. Ends with 6 if it is not to be trusted, 7 if a prompt failed, 9 if
     llama.cpp crashed.
 
+    --attest signs the smoke report, good or bad, as an in-toto test result, keeps it in the store beside the model,
+    and sends it to the registry where that has the model.
+
     \b
     modelpack verify registry.example.com/team/model:v1
     modelpack verify registry.example.com/any/artifact:v1 --trust-only --key cosign.pub
     """
     from modelpack import verify as library
+    from modelpack.cli.key import load_private_key
     from modelpack.cli.places import load_policy, open_remote
     from modelpack.errors import InvalidInputError
     from modelpack.policy import Policy
@@ -67,6 +77,9 @@ def verify(
 
     if trust_only and smoke_file:
         raise InvalidInputError("--trust-only loads no model, so it has no use for --smoke")
+    if attest_key and (trust_only or no_smoke):
+        raise InvalidInputError("--attest signs the smoke report, so the model has to be loaded")
+    private = load_private_key(app, attest_key, password_file) if attest_key else None
     wanted = Reference.parse(reference)
     rules = load_policy(app, keys, policy) or Policy.empty()
     now = datetime.now(UTC)
@@ -106,19 +119,76 @@ def verify(
                 progress=app.progress,
             )
         report = library.VerifyReport(stored.reference, stored.descriptor, verdict, content, smoke)
-    _answer(app, report)
+    attested = _attest(app, report, private, smoke_file, device, plain_http=plain_http) if private else None
+    _answer(app, report, attested)
     if report.smoke:
         _require(app, report.smoke, device)
 
 
-def _answer(app: App, report: "VerifyReport") -> None:
-    document = report.to_json()
+def _attest(
+    app: App, report: "VerifyReport", key: "PrivateKey", smoke_file: Path | None, device: str, *, plain_http: bool
+) -> dict[str, object]:
+    """Sign the smoke report, keep it beside the model, and send it to where the model is from."""
+    from modelpack import transfer
+    from modelpack.cli.places import open_remote
+    from modelpack.evidence.predicates import TEST_RESULT
+    from modelpack.evidence.record import weights_of
+    from modelpack.evidence.smoke_result import digest_of, smoke_result
+    from modelpack.evidence.toolchain import Toolchain
+    from modelpack.oci.digest import Digest
+    from modelpack.signing.attestation import attest
+    from modelpack.smoke.suite import default_suite
+
+    if report.smoke is None:
+        raise AssertionError("nothing was tested")
+    asked = Digest.of(read_file(smoke_file, limit=_MAX_SUITE_SIZE)) if smoke_file else digest_of(default_suite())
+    predicate = smoke_result(
+        report.smoke,
+        Toolchain.installed(),
+        suite_name=smoke_file.name if smoke_file else "modelpack's built-in suite",
+        suite_digest=asked,
+        failed_assertions=("device: gpu",) if _is_missing_gpu(report.smoke, device) else (),
+    )
+    local = app.store.repository(report.reference.name)
+    attested = attest(
+        local,
+        report.reference,
+        report.descriptor,
+        key,
+        predicate_type=TEST_RESULT,
+        predicate=predicate,
+        created=datetime.now(UTC),
+        files=weights_of(local, report.descriptor),
+    )
+    is_sent = False
+    if report.reference.registry:
+        remote = open_remote(app, report.reference, plain_http=plain_http, push=True)
+        try:
+            remote.resolve(str(report.descriptor.digest))
+        except NotFoundError:
+            app.note(f"{report.reference.registry} does not have the model yet: push sends the report along")
+        else:
+            for referrer in attested.referrers:
+                transfer.copy(local, remote, local.resolve(str(referrer)), tag=None, referrers=False)
+            is_sent = True
+    return {
+        "predicate_type": TEST_RESULT,
+        "result": predicate["result"],
+        "key_id": attested.key_id,
+        "sent": is_sent,
+    }
+
+
+def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None = None) -> None:
+    document = report.to_json() | {"attested": attested}
     signers = ", ".join(signer["name"] for signer in document["trust"]["signers"]) or "nobody"
     lines = [f"trust    ✓ signed by {signers}; rule {document['trust']['rule']}"]
     if report.content:
         lines.append(f"content  ✓ {report.content.blobs} blobs, {human_size(report.content.size)}")
     if report.smoke:
         lines += _smoke_lines(report.smoke)
+    if attested:
+        lines.append(f"attest   ✓ {attested['result']}, signed{' and sent' if attested['sent'] else ''}")
     lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
     app.answer(document, "\n".join(lines))
 
@@ -136,12 +206,16 @@ def _smoke_lines(smoke: "SmokeReport") -> list[str]:
     return lines
 
 
+def _is_missing_gpu(smoke: "SmokeReport", device: str) -> bool:
+    return device == "gpu" and not (smoke.device and smoke.device.is_gpu)
+
+
 def _require(app: App, smoke: "SmokeReport", device: str) -> None:
     """The exit code of what the report found: a report informs, and here is who decides."""
     problem: Any = None
     if smoke.outcome in ("crashed", "timed-out"):
         problem = (failures.WORKER_FAILED, smoke.error or "llama.cpp ended")
-    elif device == "gpu" and not (smoke.device and smoke.device.is_gpu):
+    elif _is_missing_gpu(smoke, device):
         problem = (failures.CHECK_FAILED, f"a GPU was asked for, but the model ran on {smoke.device}")
     elif smoke.outcome in ("failed", "skipped"):
         failed = [case.name for case in smoke.cases if case.verdict in ("FAIL", "SKIP")]

@@ -4,8 +4,9 @@ An operation takes a Tensor and gives a Tensor; nothing is read before the write
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,44 @@ def constant(values: Rows) -> Tensor:
     return Tensor((row.shape[1],), "F32", lambda start, stop: row[start:stop])
 
 
+def take_rows(tensor: Tensor, order: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
+    """The tensor whose rows are those of ``tensor`` that ``order`` names, in that order, as a tensor of ``shape``.
+
+    Leading dimensions count as one; the elements of a vector count as its rows.
+    """
+    if len(tensor.shape) == 1:
+        return replace(tensor, shape=shape, read=lambda start, stop: tensor.read(start, stop)[:, order])
+
+    def read(start: int, stop: int) -> Rows:
+        wanted = order[start:stop]
+        first = int(wanted.min())
+        return tensor.read(first, int(wanted.max()) + 1)[wanted - first]
+
+    return replace(tensor, shape=shape, read=read)
+
+
+def take_part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """The rows ``start`` to ``stop`` of a matrix, or of each matrix in a stack; for a vector, of its elements.
+
+    Raises InvalidCheckpointError where there are not as many.
+    """
+    axis = max(len(tensor.shape) - 2, 0)
+    count = tensor.shape[axis]
+    if not 0 <= start < stop <= count:
+        raise InvalidCheckpointError(f"the rows {start} to {stop} of a tensor of the shape {list(tensor.shape)}")
+    stacked = prod(tensor.shape[:axis])
+    order = (np.arange(stacked)[:, None] * count + np.arange(start, stop)).reshape(-1)
+    return take_rows(tensor, order, (*tensor.shape[:axis], stop - start, *tensor.shape[axis + 1 :]))
+
+
+def half(tensor: Tensor, which: int) -> Tensor:
+    """The first (0) or the second (1) half of the rows: two matrices that were saved as one."""
+    count = tensor.shape[-2] if len(tensor.shape) > 1 else tensor.shape[0]
+    if count % 2:
+        raise InvalidCheckpointError(f"{count} rows cannot be split into halves")
+    return take_part(tensor, which * (count // 2), (which + 1) * (count // 2))
+
+
 def interleave_halves(tensor: Tensor, heads: int) -> Tensor:
     """Put the two halves of each head's rows one between the other.
 
@@ -96,15 +135,66 @@ def interleave_halves(tensor: Tensor, heads: int) -> Tensor:
     if heads < 1 or count % (2 * heads):
         raise InvalidCheckpointError(f"{count} rows cannot be split into the halves of {heads} heads")
     order = np.arange(count).reshape(heads, 2, count // heads // 2).swapaxes(1, 2).reshape(-1)
+    return take_rows(tensor, order, tensor.shape)
+
+
+def separate_groups(tensor: Tensor, groups: int, parts: Sequence[int]) -> Tensor:
+    """Queries, keys and values that lie group by group, as all queries, then all keys, then all values.
+
+    ``parts`` says how many heads of each there are in one of the ``groups``.
+    """
+    count, per_group = tensor.shape[0], sum(parts)
+    if groups < 1 or count % (groups * per_group):
+        raise InvalidCheckpointError(f"{count} rows cannot be split into {groups} groups of {per_group} heads")
+    heads = np.arange(count).reshape(groups, per_group, -1)
+    bounds = np.cumsum([0, *parts])
+    order = np.concatenate([heads[:, first:last].reshape(-1) for first, last in pairwise(bounds)])
+    return take_rows(tensor, order, tensor.shape)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """Rows as columns, in each matrix of a stack. A vector stays what it is."""
     if len(tensor.shape) == 1:
-        return replace(tensor, read=lambda start, stop: tensor.read(start, stop)[:, order])
+        return tensor
+    *stacked, rows, columns = tensor.shape
 
     def read(start: int, stop: int) -> Rows:
-        wanted = order[start:stop]
-        first = int(wanted.min())
-        return tensor.read(first, int(wanted.max()) + 1)[wanted - first]
+        pieces = []
+        while start < stop:
+            matrix, first = divmod(start, columns)
+            last = min(columns, first + stop - start)
+            pieces.append(tensor.read(matrix * rows, (matrix + 1) * rows)[:, first:last].T)
+            start += last - first
+        return np.concatenate(pieces)
 
-    return replace(tensor, read=read)
+    return replace(tensor, shape=(*stacked, columns, rows), read=read)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape and type as one of a dimension more. Raises InvalidCheckpointError where they differ."""
+    first = tensors[0]
+    if any((tensor.shape, tensor.dtype) != (first.shape, first.dtype) for tensor in tensors):
+        raise InvalidCheckpointError("experts of one block differ in shape or type")
+
+    def read(start: int, stop: int) -> Rows:
+        pieces = []
+        while start < stop:
+            number, row = divmod(start, first.rows)
+            last = min(first.rows, row + stop - start)
+            pieces.append(tensors[number].read(row, last))
+            start += last - row
+        return np.concatenate(pieces)
+
+    return Tensor((len(tensors), *first.shape), first.dtype, read)
+
+
+def add_one(tensor: Tensor) -> Tensor:
+    """In F32: some models store how far their norm's weights are from one."""
+    return Tensor(
+        tensor.shape,
+        "F32",
+        lambda start, stop: encode(tensor.read(start, stop), tensor.dtype, "F32") + np.float32(1),
+    )
 
 
 def encode(rows: Rows, source: str, target: str) -> Rows:

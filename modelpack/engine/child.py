@@ -5,15 +5,9 @@ one line of JSON from stdin, tells "ready" or "failed" with its facts as one lin
 ends as soon as stdin closes, which happens however the parent dies.
 """
 
-import contextlib
 import ctypes
 import json
-import os
-import resource
-import shutil
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -21,28 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from modelpack.engine.client import CANCEL
-
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-# enum ggml_log_level in ggml.h; the one in llama_cpp/_logger.py is out of date.
-_GGML_LOG_LEVEL_DEBUG = 1
-_GGML_LOG_LEVEL_CONT = 5
-_LOG_BYTES = 256 * 1024
-
-_log_callback: object = None
-"""The log callback, kept so that it is not collected while llama.cpp holds it."""
+from modelpack.engine.entry import enter, take_log
 
 
 def main() -> None:
-    configuration = json.loads(sys.stdin.buffer.readline())
-    # Whatever llama.cpp prints to stdout belongs into the log; the channel to the parent gets a descriptor of its own.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
-    _limit_resources(configuration["memory_limit"])
-    isolated = _leave_network()
+    configuration, channel, isolated = enter()
     directory = Path(configuration["directory"])
-    threading.Thread(target=_die_with_parent, args=(directory,), daemon=True).start()
-
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(directory / "s"))
     listener.listen()
@@ -58,45 +36,11 @@ def main() -> None:
     uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")).run(sockets=[listener])
 
 
-def _limit_resources(memory: int) -> None:
-    # RLIMIT_AS would count mapped weights and the address space that GPU drivers reserve; DATA counts neither.
-    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, memory)):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(limit, (value, value))
-
-
-def _leave_network() -> bool:
-    """Move into an empty network namespace where the kernel lets us (Linux); False where it does not.
-
-    Needs a process of one thread. The unix socket stays reachable: it is a path, not an address.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    unshare = ctypes.CDLL(None, use_errno=True).unshare
-    user, group = os.geteuid(), os.getegid()
-    if unshare(_CLONE_NEWNET) == 0:
-        return True
-    if unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-        return False
-    with contextlib.suppress(OSError):
-        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
-    return True
-
-
-def _die_with_parent(directory: Path) -> None:
-    while sys.stdin.buffer.read(4096):
-        pass
-    shutil.rmtree(directory, ignore_errors=True)
-    os._exit(0)
-
-
 def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The ASGI app over the loaded model, and the facts that the parent wants to know."""
     # Untyped on purpose: its annotations do not fit what it is used for here.
     llama_cpp: Any = import_module("llama_cpp")
-    messages = _take_log(llama_cpp)
+    messages = take_log(llama_cpp)
     llama_cpp.Llama = _served_llama(
         llama_cpp, mean_pooling=configuration["mean_pooling"]
     )  # what its server instantiates
@@ -130,34 +74,6 @@ def _load(configuration: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         },
     }
     return app, facts
-
-
-def _take_log(llama_cpp: Any) -> list[str]:
-    """Write llama.cpp's log to stderr, without its debug lines, and into the list that is returned, up to 256 KiB.
-
-    Text from the model appears in messages, and whole templates in what llama-cpp-python prints to stderr. The list
-    has messages of llama.cpp alone, each kept on its line, so that no text from a model poses as a message.
-    """
-    messages: list[str] = []
-    room = _LOG_BYTES
-    last_level = 0
-
-    def write(level: int, text: bytes, _: object) -> None:
-        nonlocal last_level, room
-        if level != _GGML_LOG_LEVEL_CONT:
-            last_level = level
-        if last_level != _GGML_LOG_LEVEL_DEBUG:
-            body, end = (text[:-1], b"\n") if text.endswith(b"\n") else (text, b"")
-            line = body.replace(b"\n", b"\\n").replace(b"\r", b"\\r") + end
-            os.write(2, line)
-            if room > 0:
-                room -= len(line)
-                messages.append(line.decode("utf-8", "replace"))
-
-    global _log_callback  # noqa: PLW0603
-    _log_callback = llama_cpp.llama_log_callback(write)
-    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-    return messages
 
 
 def _served_llama(llama_cpp: Any, *, mean_pooling: bool) -> Any:

@@ -131,14 +131,14 @@ class Worker:
                 # Generative models name no pooling; a text needs one vector, not one per token.
                 "mean_pooling": options.purpose == "embed"
                 and f"{header.architecture}.pooling_type" not in header.metadata,
-                "memory_limit": options.memory_limit or _machine_memory(),
+                "memory_limit": options.memory_limit or machine_memory(),
                 "model_settings": _model_settings(model, options, context),
             },
         )
         try:
             event = child.wait_for_event(options.load_timeout, doing)
             if event["event"] != "ready":
-                raise _refusal(name, event["message"], child)
+                raise explain_refusal(name, event["message"], child)
             return cls(name, options, child, event)
         except BaseException:
             child.close()
@@ -332,11 +332,11 @@ def _model_settings(model: Path, options: WorkerOptions, context: int) -> dict[s
     return settings
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _refusal(name: str, message: str, child: Child) -> Exception:
+def explain_refusal(name: str, message: str, child: Child) -> Exception:
     """Why llama.cpp did not load the model: the reason stands in its log."""
     child.close()  # which also reads the log to its end
     lines = child.last_lines

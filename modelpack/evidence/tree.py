@@ -25,8 +25,8 @@ class Attachment:
     """One thing that hangs on an artifact.
 
     ``kind``: ``signature``, ``attestation``, ``referrer`` (of another type), ``tag`` (a legacy one that is not read) or
-    ``unreadable``. ``type``: the predicate type of an attestation, the artifact type of a referrer. ``signer``: the name
-    of the key, among those given, that made it; None where none did, whatever ``key_hint`` says.
+    ``unreadable``. ``type``: the predicate type of an attestation, the artifact type of a referrer. ``signer``: the
+    name of the key, among those given, that made it; None where none did, whatever ``key_hint`` says.
     """
 
     where: str
@@ -64,8 +64,8 @@ class Tree:
 def build_tree(source: Source, subject: Descriptor, signers: Mapping[str, PublicKey] = NO_SIGNERS) -> Tree:
     """Look at all that hangs on ``subject``, as far as signatures and attestations are read: 100 of each.
 
-    Nothing is decided: ``signers`` (keys by name) only says whose is whose. Raises what means that nobody knows: UnavailableError,
-    AccessDeniedError.
+    Nothing is decided: ``signers`` (keys by name) only says whose is whose. Raises what means that nobody knows:
+    UnavailableError, AccessDeniedError.
     """
     signatures = find_signatures(source, subject)
     statements = find_attestations(source, subject)

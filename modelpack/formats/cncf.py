@@ -1,18 +1,24 @@
 """CNCF ModelPack: https://github.com/modelpack/model-spec, docs/spec.md and docs/config.md at v0.0.7.
 
-One manifest per variant and raw layers only: the form that Docker Model Runner 1.1.29, modctl, KitOps, CRI-O volumes,
-oras and skopeo all consume.
+Written: one manifest per variant and raw layers only, the form that Docker Model Runner 1.1.29, modctl, KitOps, CRI-O
+volumes, oras and skopeo all consume. Read: all twenty layer types, and the ``vnd.cnai`` ones of v0.0.1 to v0.0.6.
 """
 
-from modelpack.errors import InvalidContentError
+import re
+
 from modelpack.formats import model as m
-from modelpack.formats.model import Encoded, FileKind, Model
+from modelpack.formats.model import Encoded, FileKind, Model, ModelFile, PackedLayer
 from modelpack.oci import strict_json
 from modelpack.oci.manifest import Descriptor, Manifest, image_manifest
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 _RAW = "application/vnd.cncf.model.{kind}.v1.raw"
+_LAYER = re.compile(
+    r"application/vnd\.cncf\.model\.(?P<kind>weight\.config|weight|doc|code|dataset)\.v1\.(?P<packing>[a-z0-9+]+)"
+)
+# Docker Model Runner reads two names of its own for raw weights.
+_IN_PLACE = ("raw", "gguf", "safetensors")
 
 # org.opencontainers.image.* annotations and the fields of a Model that they carry.
 _ANNOTATED = (
@@ -38,25 +44,17 @@ class CncfCodec:
         return Encoded(manifest, config)
 
     def reads(self, manifest: Manifest) -> bool:
-        return manifest.config is not None and manifest.config.media_type == CONFIG_TYPE
+        return manifest.config is not None and _current(manifest.config.media_type) == CONFIG_TYPE
 
     def decode(self, manifest: Manifest, config: bytes) -> Model:
         document = strict_json.parse_object(config, what="model config")
         described = m.object_of(document, "descriptor")
         technical = m.object_of(document, "config")
-        kinds = {_RAW.format(kind=kind.value): kind for kind in FileKind}
-        files = []
-        for descriptor in manifest.layers:
-            kind = kinds.get(descriptor.media_type)
-            if kind is not None:
-                files.append(m.file_of(descriptor, kind))
-            elif descriptor.media_type.startswith("application/vnd.cncf.model.weight.v1."):
-                raise InvalidContentError(
-                    f"weights {descriptor.digest} are packed as {descriptor.media_type}; only raw layers can be run"
-                )
+        files, packed = layers_of(manifest)
         return Model(
             name=m.text_of(described, "name") or m.text_of(described, "family") or "model",
-            files=tuple(files),
+            files=files,
+            packed=packed,
             created=m.parse_rfc3339(described.get("createdAt")),
             architecture=m.text_of(technical, "architecture"),
             quantization=m.text_of(technical, "quantization"),
@@ -70,6 +68,37 @@ class CncfCodec:
             licenses=m.texts_of(described, "licenses"),
             annotations=manifest.annotations,
         )
+
+
+def layers_of(manifest: Manifest) -> tuple[tuple[ModelFile, ...], tuple[PackedLayer, ...]]:
+    """The files of a ModelPack manifest, of any version, and what of it is packed. Layers of other types are left out.
+
+    Raises InvalidContentError for a packing that the specification does not have.
+    """
+    files: list[ModelFile] = []
+    packed: list[PackedLayer] = []
+    for descriptor in map(_modern, manifest.layers):
+        match = _LAYER.fullmatch(descriptor.media_type)
+        if match is None:
+            continue
+        kind, packing = FileKind(match["kind"]), match["packing"]
+        if packing in _IN_PLACE:
+            files.append(m.file_of(descriptor, kind))
+        else:
+            packed.append(m.packed_of(descriptor, kind, packing))
+    return tuple(files), tuple(packed)
+
+
+def _modern(layer: Descriptor) -> Descriptor:
+    """A layer in the words of v0.0.7: before it, everything was called cnai (vnd.cnai, org.cnai)."""
+    annotations = {
+        key.replace("org.cnai.model.", "org.cncf.model.", 1): text for key, text in layer.annotations.items()
+    }
+    return Descriptor(_current(layer.media_type), layer.digest, layer.size, annotations)
+
+
+def _current(media_type: str) -> str:
+    return media_type.replace("application/vnd.cnai.model.", "application/vnd.cncf.model.", 1)
 
 
 def _config(model: Model) -> dict[str, object]:

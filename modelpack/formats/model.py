@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Literal, Protocol, cast, get_args
 
 from modelpack.errors import InvalidContentError
 from modelpack.oci import strict_json
@@ -26,10 +26,17 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_+@(][A-Za-z0-9 ._+@()-]{0,199}(?<![. ])", r
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
 
 
+Compression = Literal["gzip", "zstd"]
+
+
 class FileKind(Enum):
+    """What a file is for, in ModelPack's words."""
+
     WEIGHT = "weight"
     WEIGHT_CONFIG = "weight.config"
     DOC = "doc"
+    CODE = "code"
+    DATASET = "dataset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,28 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         check_file_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayer:
+    """A layer whose files cannot be used in place: an archive, a compressed file, or both.
+
+    ``name`` is the file's where it is no archive. In a container image only what lies in ``folder`` belongs to the
+    model, and the rest, links included, is the image's own business.
+    """
+
+    digest: Digest
+    size: int
+    kind: FileKind | None
+    is_tar: bool
+    compression: Compression | None = None
+    name: str | None = None
+    folder: str | None = None
+
+    @property
+    def packing(self) -> str:
+        """As media types end: ``tar+gzip``."""
+        return ("tar" if self.is_tar else "raw") + (f"+{self.compression}" if self.compression else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +95,7 @@ class Model:
     embeds: bool = False
     gguf: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    packed: tuple[PackedLayer, ...] = ()
 
     def __post_init__(self) -> None:
         seen = {file.name.casefold() for file in self.files}
@@ -79,8 +109,8 @@ class Model:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        """Bytes of all files, packed ones as they are."""
+        return sum(file.size for file in self.files) + sum(layer.size for layer in self.packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +121,24 @@ class Encoded:
     config: bytes
 
 
-class Codec(Protocol):
-    """One artifact format."""
+class Format(Protocol):
+    """One artifact format, to read."""
 
     name: str
-
-    def encode(self, model: Model) -> Encoded:
-        """The same model gives the same bytes."""
 
     def reads(self, manifest: Manifest) -> bool: ...
 
     def decode(self, manifest: Manifest, config: bytes) -> Model:
-        """Raises InvalidContentError for what breaks the format, a file name that is not flat above all."""
+        """Raises InvalidContentError for what breaks the format, a file name that is not flat above all;
+        UnsupportedError where only the config shows that it is no model.
+        """
+
+
+class Codec(Format, Protocol):
+    """One artifact format, to read and to write."""
+
+    def encode(self, model: Model) -> Encoded:
+        """The same model gives the same bytes."""
 
 
 def check_file_name(name: str) -> str:
@@ -157,14 +193,66 @@ def layer(file: ModelFile, media_type: str, created: datetime) -> Descriptor:
 
 
 def file_of(descriptor: Descriptor, kind: FileKind, *, default: str | None = None) -> ModelFile:
-    """The file that a layer carries. A leading folder is dropped: the names we keep are flat."""
-    name = descriptor.annotations.get(FILE_PATH) or descriptor.annotations.get(TITLE) or default
-    if name is None:
+    """The file that a layer carries, under a flat name."""
+    return ModelFile(_layer_name(descriptor, kind, default), kind, descriptor.digest, descriptor.size)
+
+
+def packed_of(
+    descriptor: Descriptor,
+    kind: FileKind | None,
+    packing: str,
+    *,
+    default: str | None = None,
+    folder: str | None = None,
+) -> PackedLayer:
+    """The archive that a layer is; ``packing`` as media types end: ``tar``, ``tar+gzip``, ``raw+zstd``."""
+    archive, _, compression = packing.partition("+")
+    if archive not in ("tar", "raw") or compression not in ("", *get_args(Compression)):
+        raise InvalidContentError(f"layer {descriptor.digest} is packed as {packing[:60]!r}, which is not read")
+    is_tar = archive == "tar"
+    return PackedLayer(
+        descriptor.digest,
+        descriptor.size,
+        kind,
+        is_tar,
+        cast("Compression | None", compression or None),
+        None if is_tar else _layer_name(descriptor, kind or FileKind.DOC, default),
+        folder,
+    )
+
+
+def flat_name(path: str, kind: FileKind) -> str:
+    """One segment for a path in an artifact. Raises InvalidContentError for a path that is not safe.
+
+    Of weights and documents the last segment says all. Code repeats it (``__init__.py``) and is never run, so there
+    the whole path becomes one name.
+    """
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or not parts:
+        raise InvalidContentError(f"unsafe path: {path[:120]!r}")
+    is_deep = kind in (FileKind.CODE, FileKind.DATASET)
+    return check_file_name("__".join(parts) if is_deep else parts[-1])
+
+
+def kind_of_name(name: str) -> FileKind:
+    """What a file is for, where only its name says so."""
+    lower = name.lower()
+    if lower.endswith((".gguf", ".safetensors")):
+        # A projector goes with the weights, but is not what is loaded first.
+        return FileKind.WEIGHT_CONFIG if lower.startswith("mmproj") else FileKind.WEIGHT
+    if lower.startswith(("license", "licence", "notice", "readme")) or lower.endswith((".md", ".txt", ".pdf")):
+        return FileKind.DOC
+    return FileKind.WEIGHT_CONFIG
+
+
+def _layer_name(descriptor: Descriptor, kind: FileKind, default: str | None) -> str:
+    path = descriptor.annotations.get(FILE_PATH) or descriptor.annotations.get(TITLE) or default
+    if path is None:
         raise InvalidContentError(f"layer {descriptor.digest} has no file name")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise InvalidContentError(f"layer {descriptor.digest} has an unsafe path: {name[:120]!r}")
-    return ModelFile(check_file_name(path.name), kind, descriptor.digest, descriptor.size)
+    try:
+        return flat_name(path, kind)
+    except InvalidContentError as error:
+        raise InvalidContentError(f"layer {descriptor.digest}: {error}") from error
 
 
 def text_of(document: Mapping[str, object], key: str, *, limit: int = 1024) -> str | None:

@@ -131,6 +131,19 @@ class LayoutReference:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveReference:
+    """An artifact in an OCI image layout in a tar file: ``oci-archive:FILE.tar[:tag]``."""
+
+    path: Path
+    tag: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ArchiveReference":
+        layout = LayoutReference.parse("oci-layout:" + text.removeprefix("oci-archive:"))
+        return cls(layout.path, layout.tag)
+
+
+@dataclass(frozen=True, slots=True)
 class FileReference:
     """One file on disk: ``file:PATH``."""
 

@@ -28,19 +28,24 @@ _CLIENT_ID = "modelpack"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a request needs: actions (``pull``, ``push``, ``delete``) on one repository."""
+    """What a request needs: actions (``pull``, ``push``, ``delete``) on one repository; a mount also reads another."""
 
     repository: str
     actions: frozenset[str]
+    pull_from: str = ""
 
-    def __str__(self) -> str:
-        return f"repository:{self.repository}:{','.join(sorted(self.actions))}"
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """As the token specification spells them."""
+        own = f"repository:{self.repository}:{','.join(sorted(self.actions))}"
+        return (own, f"repository:{self.pull_from}:pull") if self.pull_from else (own,)
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
     header: str = field(repr=False)
     fresh_until: float
+    lasts_until: float  # for a request that takes long: half of its life is left
 
 
 class Authorizer:
@@ -69,12 +74,15 @@ class Authorizer:
         self._scopes: dict[Scope | None, tuple[str, ...]] = {}
         self.used_credential = False
 
-    def header(self, scope: Scope | None) -> str | None:
-        """What is known to be needed; None before the registry has asked for anything."""
+    def header(self, scope: Scope | None, *, lasting: bool = False) -> str | None:
+        """What is known to be needed; None before the registry has asked for anything.
+
+        ``lasting`` is for a large body: a registry may look at its token again when the last byte has come.
+        """
         with self._lock:
             if self._challenge is None:
                 return None
-            return self._header(self._challenge, scope)
+            return self._header(self._challenge, scope, lasting=lasting)
 
     def answer(self, challenges: Sequence[Challenge], scope: Scope | None, *, rejected: str | None) -> str | None:
         """Another header than ``rejected`` that answers the challenges; None when there is nothing better."""
@@ -92,18 +100,18 @@ class Authorizer:
             header = self._header(challenge, scope)
             return header if header != rejected else None
 
-    def _header(self, challenge: Challenge, scope: Scope | None) -> str | None:
+    def _header(self, challenge: Challenge, scope: Scope | None, *, lasting: bool = False) -> str | None:
         if challenge.scheme == "basic":
             credential = self._credential(scope)
             return _basic(credential) if credential and credential.password else None
         scopes = self._scopes_of(scope)
         token = self._tokens.get(scopes)
-        if token is None or time.monotonic() >= token.fresh_until:
+        if token is None or time.monotonic() >= (token.lasts_until if lasting else token.fresh_until):
             token = self._tokens[scopes] = self._retries.run(lambda: self._fetch(challenge, scope, scopes))
         return token.header
 
     def _scopes_of(self, scope: Scope | None) -> tuple[str, ...]:
-        return self._scopes.get(scope) or ((str(scope),) if scope else ())
+        return self._scopes.get(scope) or (scope.texts if scope else ())
 
     def _learn_scopes(self, challenge: Challenge, scope: Scope | None) -> None:
         """Ask for what the registry asks for as well: some name repositories otherwise than their URLs do."""
@@ -196,4 +204,5 @@ def _parse_token(body: bytes, server: Origin) -> _Token:
         raise InvalidContentError(f"the token server {server} answers with a token that is none")
     lifetime = document.get("expires_in")
     seconds = float(lifetime) if isinstance(lifetime, int) and 0 < lifetime < 10**9 else _DEFAULT_LIFETIME
-    return _Token(f"Bearer {token}", time.monotonic() + 0.8 * seconds)
+    now = time.monotonic()
+    return _Token(f"Bearer {token}", now + 0.8 * seconds, now + 0.5 * seconds)

@@ -1,22 +1,27 @@
 """A registry and its repositories, as the Target protocol has them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from modelpack.errors import MalformedReferenceError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import OpenBlob
-from modelpack.registry import blobs, manifests, referrers
+from modelpack.oci.target import BlobStream, OpenBlob
+from modelpack.registry import blobs, manifests, referrers, uploads
 from modelpack.registry.address import DOCKER_HUB, DOCKER_HUB_NAMES, locate
 from modelpack.registry.auth import Authorizer
 from modelpack.registry.credentials import ANONYMOUS, CredentialSource
 from modelpack.registry.endpoint import Endpoint
 from modelpack.registry.http import Transport
 from modelpack.registry.network import NetworkSettings
+from modelpack.registry.profiles import check_limits
 from modelpack.registry.retry import Retries
 from modelpack.registry.session import Session
+from modelpack.registry.traffic import Traffic
+
+MountFrom = Callable[[Digest], Sequence[str]]
+"""Repositories of the same registry that may hold a blob already, the likeliest first."""
 
 
 def connect(
@@ -40,6 +45,7 @@ def connect(
     retries = retries or Retries()
     origin = locate(name, plain_http=plain_http, encrypted_loopback=network.has_certificates(name))
     transport = Transport(network, name)
+    retries = replace(retries, on_retry=transport.traffic.retried)
     authorizer = Authorizer(name, origin, credentials, transport, retries, trusted_realms=network.trusted_realms)
     return Registry(name, Session(name, transport, authorizer, retries), authorizer)
 
@@ -52,11 +58,16 @@ class Registry:
         self._session = session
         self._authorizer = authorizer
 
-    def repository(self, name: str, *, push: bool = False) -> "Repository":
+    def repository(self, name: str, *, push: bool = False, mount_from: MountFrom = lambda _: ()) -> "Repository":
         """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token."""
         if self.name == DOCKER_HUB and "/" not in name:
             name = f"library/{name}"
-        return Repository(Endpoint(self._session, name, push=push))
+        return Repository(Endpoint(self._session, name, push=push), mount_from=mount_from)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has gone over the wire."""
+        return self._session.traffic
 
     def ping(self) -> None:
         """Whether a registry answers there and lets us in. Raises RegistryUnavailableError, AccessDeniedError,
@@ -74,11 +85,17 @@ class Registry:
 
 
 class Repository:
-    """One repository; a Target. Safe to use from several threads."""
+    """One repository; a Target, a RangedSource and a LimitedTarget. Safe to use from several threads."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: ()) -> None:
         self._endpoint = endpoint
+        self._mount_from = mount_from
         self.name = endpoint.full_name
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has gone over the wire to and from the registry."""
+        return self._endpoint.session.traffic
 
     def resolve(self, selector: str) -> Descriptor:
         return manifests.resolve(self._endpoint, selector)
@@ -86,9 +103,17 @@ class Repository:
     def fetch_manifest(self, descriptor: Descriptor) -> Manifest:
         return manifests.fetch(self._endpoint, descriptor)
 
-    def read_blob(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+    def read_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobStream:
         """A stream that resumes by itself; see ``blobs.read``."""
-        return blobs.read(self._endpoint, descriptor, offset=offset)
+        return blobs.read(self._endpoint, descriptor, start=offset)
+
+    def open_range(self, descriptor: Descriptor, start: int, stop: int) -> BlobStream:
+        """Part of a blob; resumes by itself too. Raises RangesIgnoredError."""
+        return blobs.read(self._endpoint, descriptor, start=start, stop=stop)
+
+    def check_limits(self, blobs: Iterable[Descriptor]) -> None:
+        """Raises RegistryRefusedError for a blob larger than this registry is known to take."""
+        check_limits(self._endpoint.session.registry, blobs)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         return blobs.exists(self._endpoint, descriptor)
@@ -100,7 +125,9 @@ class Repository:
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
     ) -> None:
-        blobs.write(self._endpoint, descriptor, open_blob, on_bytes=on_bytes)
+        """Mount the blob from where it may be already, else upload it; see ``uploads.write``."""
+        candidates = self._mount_from(descriptor.digest)
+        uploads.write(self._endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
         """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""

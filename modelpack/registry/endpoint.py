@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
+from modelpack.oci.digest import Digest
 from modelpack.registry.auth import Scope
 from modelpack.registry.http import Body, Response
+from modelpack.registry.profiles import profile_of
 from modelpack.registry.session import Session
 
 _PULL = frozenset({"pull"})
@@ -18,6 +20,11 @@ class Endpoint:
         self.session = session
         self.name = name
         self.full_name = f"{session.registry}/{name}"
+        self.profile = profile_of(session.registry)
+        self.places: dict[Digest, str] = {}
+        """Where the registry sent us for a blob: a signed URL at a content network, as long as it lives."""
+        self.refuses_put = False
+        """Whether a blob in one PUT was refused, so that the next ones need not try."""
         self._actions = _PUSH if push else _PULL
 
     def request(
@@ -31,8 +38,12 @@ class Endpoint:
         body: Body | None = None,
         retry: bool = True,
         follow_origins: bool = True,
+        pull_from: str = "",
     ) -> Response:
-        """``place`` is a path under the repository, an absolute path, or a URL at the registry's origin."""
+        """``place`` is a path under the repository, an absolute path, or a URL that the registry named.
+
+        ``pull_from`` is another repository that the request reads from.
+        """
         if method == "DELETE":
             actions = _DELETE
         elif method in ("GET", "HEAD"):
@@ -45,7 +56,7 @@ class Endpoint:
             url,
             what=what,
             expect=expect,
-            scope=Scope(self.name, actions),
+            scope=Scope(self.name, actions, pull_from),
             headers=headers,
             body=body,
             retry=retry,

@@ -16,6 +16,7 @@ from modelpack.registry.address import Origin
 from modelpack.registry.network import NetworkSettings
 from modelpack.registry.refusal import printable
 from modelpack.registry.retry import TransientError
+from modelpack.registry.traffic import Traffic
 
 Body = bytes | Callable[[], Iterable[bytes]]
 """What to send: bytes, or a function that starts the body's chunks afresh for every try (with a Content-Length)."""
@@ -30,10 +31,13 @@ _SENDING_TIMEOUT = 60.0
 class Response:
     """Status, headers and a body that streams. A context manager: leaving it gives the connection back or up."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse, method: str, url: str, *, stall_timeout: float) -> None:
+    def __init__(
+        self, raw: urllib3.BaseHTTPResponse, method: str, url: str, *, stall_timeout: float, traffic: Traffic
+    ) -> None:
         self._raw = raw
         self._method = method
         self._stall_timeout = stall_timeout
+        self._traffic = traffic
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
@@ -58,13 +62,15 @@ class Response:
         Raises TransientError when the connection breaks, falls silent, or trickles.
         """
         window, received = time.monotonic(), 0
+        self._watch()
         while True:
             try:
-                chunk = self._raw.read1(CHUNK_SIZE)
+                chunk = self._raw.read1(self._traffic.piece)
             except (exceptions.HTTPError, OSError) as error:
                 raise _translate(error, self.url) from error
             if not chunk:
                 return
+            self._traffic.received(len(chunk))
             received += len(chunk)
             now = time.monotonic()
             if now - window > self._stall_timeout:
@@ -72,6 +78,12 @@ class Response:
                     raise TransientError(f"{Origin.of(self.url)} sends almost nothing any more")
                 window, received = now, 0
             yield chunk
+
+    def _watch(self) -> None:
+        """From here on the connection may be silent for less time than a registry may take to begin its answer."""
+        connection = getattr(self._raw, "connection", None)
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(min(self._stall_timeout, connection.sock.gettimeout() or self._stall_timeout))
 
     def read(self, limit: int) -> bytes:
         """The whole body. Raises InvalidContentError when it is longer than ``limit`` bytes."""
@@ -116,6 +128,7 @@ class Transport:
     """Connections for one registry and for the hosts it sends us to. Safe to use from several threads."""
 
     def __init__(self, network: NetworkSettings, registry: str) -> None:
+        self.traffic = Traffic(network.rate_limit)
         self._network = network
         self._registry = registry
         self._pools: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
@@ -136,7 +149,7 @@ class Transport:
             raw = self._pool(Origin.of(url)).urlopen(
                 method,
                 url,
-                body=body() if callable(body) else body,
+                body=self.traffic.sending(body()) if callable(body) else body,
                 headers={"User-Agent": f"modelpack/{__version__}", "Accept-Encoding": "identity", **headers},
                 redirect=False,
                 retries=False,
@@ -146,7 +159,7 @@ class Transport:
             )
         except exceptions.HTTPError as error:
             raise _translate(error, url) from error
-        return Response(raw, method, url, stall_timeout=network.stall_timeout)
+        return Response(raw, method, url, stall_timeout=network.stall_timeout, traffic=self.traffic)
 
     def _pool(self, origin: Origin) -> urllib3.PoolManager:
         proxy = self._network.proxy_for(origin)

@@ -31,6 +31,7 @@ class NetworkSettings:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     stall_timeout: float = 30.0  # less than 1 KiB in this time is a broken transfer
+    rate_limit: int | None = None  # bytes a second, over all connections and both ways
 
     @classmethod
     def from_environment(
@@ -40,6 +41,7 @@ class NetworkSettings:
         ca_file: Path | None = None,
         home: Path | None = None,
         trusted_realms: frozenset[str] = frozenset(),
+        rate_limit: int | None = None,
     ) -> "NetworkSettings":
         """Read what Docker, curl and Go tools read: ``SSL_CERT_FILE``, ``HTTPS_PROXY``, ``NO_PROXY``, ``certs.d``."""
 
@@ -61,6 +63,7 @@ class NetworkSettings:
                 entry for entry in (first("no_proxy", "NO_PROXY") or "").replace(" ", ",").split(",") if entry
             ),
             trusted_realms=trusted_realms,
+            rate_limit=rate_limit,
         )
 
     def certificates(self, registry: str) -> Certificates:

@@ -40,7 +40,9 @@ def announce(endpoint: Endpoint, referrer: Manifest, *, acknowledged: str | None
     ``acknowledged`` is the registry's ``OCI-Subject`` header: where it names the subject, the registry did it.
     """
     subject = referrer.subject
-    if subject is None or acknowledged == str(subject.digest):
+    if subject is None:
+        return
+    if acknowledged == str(subject.digest) and not endpoint.profile.doubt_subject_header:
         return
     # Some registries list referrers and forget the header.
     if _from_api(endpoint, subject.digest) is not None:

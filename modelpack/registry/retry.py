@@ -32,6 +32,7 @@ class Retries:
     patience: float = 120.0  # the longest Retry-After that is waited for
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
+    on_retry: Callable[[], None] = lambda: None
 
     def run(self, attempt: Callable[[], T]) -> T:
         """Call ``attempt`` until it raises no TransientError; raises the last one when the tries are used up."""
@@ -65,4 +66,5 @@ class Backoff:
             if error.retry_after > retries.patience:
                 raise error
             pause = max(pause, error.retry_after)
+        retries.on_retry()
         retries.sleep(pause)

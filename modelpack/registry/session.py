@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
+# A body from here on takes long enough for a token to end under it.
+_LARGE_BODY = 32 << 20
 
 
 class Session:
@@ -25,6 +27,7 @@ class Session:
         self.registry = registry
         self.origin = authorizer.origin
         self.retries = retries
+        self.traffic = transport.traffic
         self._transport = transport
         self._authorizer = authorizer
         self._warnings: set[str] = set()
@@ -44,7 +47,8 @@ class Session:
     ) -> Response:
         """Send a request, as often as ``retries`` allows, until the answer has a status in ``expect``.
 
-        ``url`` is a path at the registry or a URL at its origin; ``what`` names the thing asked for, in messages.
+        ``url`` is a path at the registry, or a URL that it named: no secret goes to another origin. ``what`` names the
+        thing asked for, in messages.
         Without ``retry`` the first TransientError is raised. Without ``follow_origins`` a redirect to another origin
         is an answer like any other. Raises AccessDeniedError, NotFoundError, RegistryRefusedError,
         RegistryUnavailableError.
@@ -102,7 +106,8 @@ class Session:
     ) -> Response:
         if Origin.of(url) != self.origin:
             return self._transport.send(method, url, headers=headers, body=body)
-        authorization = self._authorizer.header(scope)
+        is_large = int(headers.get("Content-Length", 0)) >= _LARGE_BODY
+        authorization = self._authorizer.header(scope, lasting=is_large)
         response = self._transport.send(method, url, headers=_with(headers, authorization), body=body)
         if response.status != 401:
             return response

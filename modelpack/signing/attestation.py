@@ -149,7 +149,8 @@ def _open_bundle(source: Source, subject: Descriptor, opened: places.OpenedBundl
         return None
     return _attestation(
         source, subject, opened.statement, opened.bundle.envelope,
-        where=opened.where, scheme="bundle", hint=opened.bundle.hint, referrer=opened.digest,
+        where=opened.where, scheme="bundle", hint=opened.bundle.hint, certified=opened.bundle.certified,
+        referrer=opened.digest,
     )  # fmt: skip
 
 
@@ -172,6 +173,7 @@ def _attestation(
     where: str,
     scheme: Scheme,
     hint: str = "",
+    certified: bytes = b"",
     referrer: Digest | None = None,
 ) -> Attestation:
     named = places.subject_of(statement, source, subject)
@@ -183,6 +185,7 @@ def _attestation(
         signed=signed.signed,
         signature=signed.signature,
         hint=hint,
+        certified=certified,
         predicate_type=statement.predicate_type,
         predicate=statement.predicate,
         referrer=referrer,

@@ -66,18 +66,14 @@ def sign(
     Raises InvalidInputError for reserved annotations, InvalidContentError where the ``.sig`` tag holds something that
     nothing can be added to, InvalidSignatureError when what was written does not come back.
     """
-    for name in annotations:
-        if name.startswith(RESERVED_PREFIX) or name == REFERENCE_ANNOTATION:
-            raise InvalidInputError(f"annotation {name!r} is set by modelpack itself")
-    if expires and expires <= signed_at:
-        raise InvalidInputError(f"signature would expire at {rfc3339(expires)}, before it is made")
-    claims = Claims(signed_reference(reference), signed_at, expires, MappingProxyType(dict(annotations)))
+    claims = _claims(reference, signed_at, expires, annotations)
     wanted: tuple[Scheme, ...] = SCHEMES if legacy else ("bundle",)
 
     found = _schemes_signed(target, subject, key, claims)
     missing = tuple(scheme for scheme in wanted if scheme not in found)
     if "bundle" in missing:
-        _write_bundle(target, subject, key, claims)
+        bundle = _bundle(subject, key, claims)
+        places.put_bundle(target, subject, bundle, predicate_type=SIGN_PREDICATE, created=signed_at)
     if "cosign-legacy" in missing:
         _append_layer(target, subject, key, claims)
     readable = _schemes_signed(target, subject, key, claims) if missing else found
@@ -92,6 +88,30 @@ def sign(
         written=missing,
         found=tuple(scheme for scheme in wanted if scheme in found),
     )
+
+
+def make_bundle(
+    reference: Reference,
+    subject: Descriptor,
+    key: PrivateKey,
+    *,
+    signed_at: datetime,
+    annotations: Mapping[str, str] = MappingProxyType({}),
+    expires: datetime | None = None,
+) -> bytes:
+    """The bundle that ``sign`` with the same arguments writes, for a file. Raises InvalidInputError."""
+    return _bundle(subject, key, _claims(reference, signed_at, expires, annotations)).to_bytes()
+
+
+def _claims(
+    reference: Reference, signed_at: datetime, expires: datetime | None, annotations: Mapping[str, str]
+) -> Claims:
+    for name in annotations:
+        if name.startswith(RESERVED_PREFIX) or name == REFERENCE_ANNOTATION:
+            raise InvalidInputError(f"annotation {name!r} is set by modelpack itself")
+    if expires and expires <= signed_at:
+        raise InvalidInputError(f"signature would expire at {rfc3339(expires)}, before it is made")
+    return Claims(signed_reference(reference), signed_at, expires, MappingProxyType(dict(annotations)))
 
 
 def find_signatures(source: Source, subject: Descriptor) -> list[Candidate]:
@@ -139,12 +159,11 @@ def _says_the_same(one: Claims, other: Claims) -> bool:
 # The bundle.
 
 
-def _write_bundle(target: Target, subject: Descriptor, key: PrivateKey, claims: Claims) -> None:
+def _bundle(subject: Descriptor, key: PrivateKey, claims: Claims) -> envelope.Bundle:
     named = envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations())
     unsigned = envelope.Envelope(envelope.statement([named], SIGN_PREDICATE, {}), b"")
     signed = envelope.Envelope(unsigned.payload, key.sign(unsigned.signed))
-    bundle = envelope.Bundle(signed, key.public.hint)
-    places.put_bundle(target, subject, bundle, predicate_type=SIGN_PREDICATE, created=claims.signed_at)
+    return envelope.Bundle(signed, key.public.hint)
 
 
 def _open_bundle(source: Source, subject: Descriptor, opened: places.OpenedBundle) -> Signature:

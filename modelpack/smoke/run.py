@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+from modelpack import template
 from modelpack.engine.worker import ChatAnswer, Worker, WorkerOptions
 from modelpack.errors import WorkerCrashedError, WorkerError, WorkerTimeoutError
+from modelpack.gguf_header import read_header
 from modelpack.progress import SILENT, Progress
 from modelpack.smoke.checks import check
 from modelpack.smoke.report import CaseResult, Outcome, SmokeReport, Verdict
@@ -23,8 +25,12 @@ def smoke(
 
     A model that crashes llama.cpp, takes too long or is refused gives a report that says so. Raises what
     ``Worker.start`` raises where llama.cpp is not to blame: NotFoundError, InvalidGGUFError (the file is broken),
-    UnknownArchitectureError, InsufficientMemoryError.
+    UnknownArchitectureError, InsufficientMemoryError. A model whose chat template fails the lint is not loaded at all.
     """
+    if unsafe := template.problems(read_header(model).metadata):
+        skipped = (CaseResult(case.name, "SKIP", ("the model was not loaded",)) for case in suite.cases)
+        problem = f"the chat template is not safe to render: {unsafe[0]}"
+        return SmokeReport("failed", (CaseResult("template", "FAIL", tuple(unsafe)), *skipped), error=problem)
     try:
         with progress.step(f"load {name or model.name}"):
             worker = Worker.start(model, options, name=name)

@@ -1,6 +1,7 @@
 """What a removal or a prune would take away: plans, computed from the index, the manifests and the file system."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from modelpack.oci.manifest import ACCEPTED_TYPES, Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.store.blobs import Blobs
 from modelpack.store.index import Entry, Index, attached_to
+
+# The temporary names of ``atomic_file``: a dot, the name that was to be, and eight characters of tempfile's.
+_LEFTOVER = re.compile(r"\.(oci-layout|index\.json|[0-9a-f]{64}(\.json)?)\.[a-z0-9_]{8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,17 @@ class Graph:
 
     def content(self, descriptors: Iterable[Descriptor]) -> dict[Digest, int]:
         """All blobs that these hold, manifests included, there or not: digest and size in bytes."""
-        content: dict[Digest, int] = {}
+        return {descriptor.digest: descriptor.size for descriptor in self.closure(descriptors)}
+
+    def closure(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+        """These, all manifests below them and the blobs of all, there or not, each once."""
+        seen: set[Digest] = set()
         for descriptor in self.descend(descriptors):
-            content[descriptor.digest] = descriptor.size
             manifest = self.manifest(descriptor)
-            for blob in manifest.blobs if manifest else ():
-                content.setdefault(blob.digest, blob.size)
-        return content
+            for each in (descriptor, *(manifest.blobs if manifest else ())):
+                if each.digest not in seen:
+                    seen.add(each.digest)
+                    yield each
 
     def descend(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
         """These and, through indexes, all below them, each once."""
@@ -174,6 +182,11 @@ def plan_prune(graph: Graph, index: Index, blobs: Blobs, *, held: set[Digest], y
 def is_visible(entry: Entry) -> bool:
     """Whether a person gave this name: a tag that is not the one of a signature or a referrers list."""
     return entry.tag is not None and attached_to(entry.tag) is None
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a process that was killed left of an atomic write of ours."""
+    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def disk_size(path: Path) -> int:

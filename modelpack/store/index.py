@@ -69,12 +69,16 @@ class Index:
         return cls(tuple(Entry(descriptor.annotations.get(REF_NAME, ""), descriptor) for descriptor in descriptors))
 
     def save(self, path: Path) -> None:
+        write_atomically(path, self.encode())
+
+    def encode(self) -> bytes:
+        """The content of an index.json."""
         document = {
             "schemaVersion": 2,
             "mediaType": IMAGE_INDEX,
             "manifests": [entry.descriptor.to_json() for entry in self.entries],
         }
-        write_atomically(path, strict_json.canonical(document))
+        return strict_json.canonical(document)
 
     def get(self, name: str) -> Descriptor | None:
         entry = self._by_name.get(name)

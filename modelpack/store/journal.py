@@ -47,7 +47,8 @@ class Journal:
         # A record that a kill cut short would put all that follow it out of step.
         os.ftruncate(self._file, length)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many segments the blob has."""
         return -(-self.size // self.segment_size)
 
@@ -60,7 +61,7 @@ class Journal:
         return stop - start
 
     def missing(self) -> list[int]:
-        return [segment for segment in range(len(self)) if segment not in self.checksums]
+        return [segment for segment in range(self.count) if segment not in self.checksums]
 
     def frontier(self) -> int:
         """Bytes from the beginning without a gap."""

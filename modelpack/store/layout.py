@@ -16,24 +16,31 @@ from modelpack.store.index import Index, plain
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+MAX_LAYOUT_FILE = 4096
 
 
-def open_layout(path: Path) -> "LayoutRepository":
+def open_layout(path: Path, *, repository: str | None = None) -> "LayoutRepository":
     """An image layout on disk as one repository, to read from; its tags are the reference names in its index.
 
+    Where those are full references, as in our store, ``repository`` says which of its repositories is meant.
     Raises NotFoundError when there is none, InvalidContentError for a version that we do not know.
     """
     check_layout(path)
-    return LayoutRepository(path)
+    return LayoutRepository(path, repository=repository)
 
 
 def check_layout(path: Path) -> None:
     """Raises NotFoundError or InvalidContentError when ``path`` is no image layout 1.x."""
     try:
         with (path / LAYOUT_FILE).open("rb") as file:
-            raw = file.read(4097)
+            raw = file.read(MAX_LAYOUT_FILE + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"no OCI image layout in {path}") from error
+    check_version(raw, path)
+
+
+def check_version(raw: bytes, path: Path) -> None:
+    """Raises InvalidContentError for the ``oci-layout`` file of a version that we do not know."""
     version = strict_json.parse_object(raw, what=str(path / LAYOUT_FILE)).get("imageLayoutVersion")
     if not isinstance(version, str) or version.partition(".")[0] != "1":
         raise InvalidContentError(f"{path} is an image layout of version {version!r:.20}, not 1")
@@ -44,9 +51,10 @@ class LayoutRepository:
 
     _lone_is_latest: ClassVar[bool] = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, repository: str | None = None, blobs: Blobs | None = None) -> None:
         self._root = root
-        self._blobs = Blobs(root)
+        self._repository = repository
+        self._blobs = blobs or Blobs(root)
 
     def resolve(self, selector: str) -> Descriptor:
         """What a tag or digest names. In a layout of one manifest, ``latest`` names that one, as skopeo has it."""
@@ -88,8 +96,16 @@ class LayoutRepository:
 
     def _members(self) -> Iterator[tuple[str | None, Descriptor]]:
         """Every manifest of this repository that the index names, with its tag."""
-        for entry in Index.load(self._root / INDEX_FILE).entries:
-            yield entry.name or None, entry.descriptor
+        index = self.index
+        if self._repository is None:
+            yield from ((entry.name or None, entry.descriptor) for entry in index.entries)
+        else:
+            yield from ((entry.tag, entry.descriptor) for entry in index.of_repository(self._repository))
+
+    @property
+    def index(self) -> Index:
+        """All that the layout's index.json names, of every repository."""
+        return Index.load(self._root / INDEX_FILE)
 
     def _find_child(self, digest: Digest, parents: list[Descriptor]) -> Descriptor | None:
         """A manifest that only an index names: other tools list in index.json what has a name."""

@@ -59,7 +59,8 @@ def held_digests(directory: Path) -> set[Digest]:
     for path in directory.glob(f"{_PREFIX}*"):
         with locks.attempt(path) as abandoned:
             if abandoned:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # A store may be read-only.
+                    path.unlink()
                 continue
         own: set[Digest] = set()
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():

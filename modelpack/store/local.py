@@ -35,11 +35,12 @@ from modelpack.oci.reference import DEFAULT_TAG, Reference
 from modelpack.progress import SILENT, Progress
 from modelpack.store import locks
 from modelpack.store.blobs import Blobs
-from modelpack.store.cleanup import Cleanup, Graph, disk_size, is_visible, plan_prune, plan_removal
+from modelpack.store.cleanup import Cleanup, Graph, disk_size, is_leftover, is_visible, plan_prune, plan_removal
 from modelpack.store.index import Index, IndexFile, plain
 from modelpack.store.ingest import Ingest
 from modelpack.store.layout import INDEX_FILE, LAYOUT, LAYOUT_FILE, check_layout
 from modelpack.store.leases import Lease, held_digests
+from modelpack.store.memory import Memory
 from modelpack.store.repository import StoreRepository
 from modelpack.store.usage import Usage, measure
 
@@ -74,7 +75,9 @@ class Store:
         self._locks = root / "locks"
         self._receipts = root / "receipts"
         self._builds = root / "builds"
+        self.notes = (self._receipts, self._builds)
         self._lease = Lease(self._locks)
+        self.memory = Memory(root / "memory.json", self._locks / "memory")
         self._index = IndexFile(root / INDEX_FILE)
 
     @classmethod
@@ -96,11 +99,12 @@ class Store:
                 write_atomically(root / LAYOUT_FILE, LAYOUT)
             check_layout(root)
             store = cls(root)
-            for folder in (store.blobs.directory, store.partials, store._locks, store._receipts, store._builds):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not (root / INDEX_FILE).exists():
-                with store._locked():
-                    if not (root / INDEX_FILE).exists():
+            for folder in (store.blobs.directory, store.partials, store._locks, *store.notes):
+                with store._unless_read_only():
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if store._is_new():
+                with store.locked():
+                    if store._is_new():
                         Index().save(root / INDEX_FILE)
         except FileExistsError as error:
             raise InvalidInputError(f"{root} is not a folder") from error
@@ -247,14 +251,14 @@ class Store:
         What is younger than ``grace``, or held by a running process, is left alone.
         """
         now = time.time()
-        with self._locked():
+        with self.locked():
             held = held_digests(self._locks)
         plan = plan_prune(
             Graph(self.blobs), self.read_index(), self.blobs, held=held, young_since=now - grace.total_seconds()
         )
         partials = []
-        for path in sorted(self.partials.iterdir()):
-            with locks.attempt(path) as idle:
+        for path in sorted(self._unfinished()):
+            with locks.attempt(_lock_of(path)) as idle:
                 if idle and _age(path, now) >= partial_age.total_seconds():
                     partials.append((path, disk_size(path)))
         return replace(plan, partials=tuple(partials))
@@ -266,7 +270,7 @@ class Store:
     def carry_out(self, plan: Cleanup) -> Cleanup:
         """Do what a plan says, as far as it still holds; returns what went."""
         planned = dict(plan.entries)
-        with self._locked():
+        with self.locked():
             index = self.read_index()
             rest = index.without(lambda entry: planned.get(entry.name) == entry.descriptor.digest)
             names = {entry.name for entry in index.entries} - {entry.name for entry in rest.entries}
@@ -277,7 +281,7 @@ class Store:
             blobs = tuple(blob for blob in plan.blobs if blob[0] not in needed and blob[0] not in held)
             for digest, _ in blobs:
                 self.blobs.path(digest).unlink(missing_ok=True)
-                for folder in (self._receipts, self._builds):
+                for folder in self.notes:
                     _note_path(folder, digest).unlink(missing_ok=True)
             partials = tuple(partial for partial in plan.partials if _discard(partial[0]))
         return replace(
@@ -290,7 +294,7 @@ class Store:
 
     def usage(self) -> Usage:
         """How much the store holds, shared and unique."""
-        return measure(Graph(self.blobs), self.read_index(), self.blobs, self.partials)
+        return measure(Graph(self.blobs), self.read_index(), self.blobs, list(self._unfinished()))
 
     # Notes about a manifest, kept until it goes: what was verified, under which rule and when; how it was built
 
@@ -299,8 +303,11 @@ class Store:
         return _read_note(_note_path(self._receipts, digest), f"receipt of {digest}")
 
     def put_receipt(self, digest: Digest, receipt: Mapping[str, Any]) -> None:
-        """Keep what is to be remembered about a manifest, as JSON, until the manifest goes."""
-        _write_note(_note_path(self._receipts, digest), receipt)
+        """Keep what is to be remembered about a manifest, as JSON, until the manifest goes. A store that cannot be
+        written to does not remember: what it holds is verified again the next time.
+        """
+        with self._unless_read_only():
+            _write_note(_note_path(self._receipts, digest), receipt)
 
     def build_record(self, digest: Digest) -> dict[str, Any] | None:
         """How a manifest was built here; None when it was not, or when it cannot be read."""
@@ -314,7 +321,7 @@ class Store:
 
     def hold(self, digest: Digest) -> int | None:
         """Keep a blob from being pruned while this process works with it. Returns its size, None when it is missing."""
-        with self._locked(shared=True):
+        with self.locked(shared=True):
             self._lease.hold(digest)
             return self.blobs.size(digest)
 
@@ -324,18 +331,44 @@ class Store:
 
     def read_index(self) -> Index:
         """Every manifest that the store knows, under which names."""
-        return self._index.load()
+        try:
+            return self._index.load()
+        except NotFoundError as error:
+            raise InvalidContentError(f"the store {self.root} has lost its {INDEX_FILE}") from error
 
     def update_index(self, change: Callable[[Index], Index]) -> None:
         """Replace the index by what ``change`` makes of it; no update of another process is lost."""
-        with self._locked():
+        with self.locked():
             before = self.read_index()
             after = change(before)
             if after != before:
                 after.save(self.root / INDEX_FILE)
 
-    def _locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[int]:
-        return locks.locked(self._locks / "store", shared=shared)
+    @contextlib.contextmanager
+    def _unless_read_only(self) -> Iterator[None]:
+        """For what a store that exists and can only be read does without."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in locks.READ_ONLY or not (self.root / INDEX_FILE).exists():
+                raise
+            _log.info("the store %s is read-only: %s", self.root, error)
+
+    def _is_new(self) -> bool:
+        """Whether there is no index yet. One that lacks an index and has blobs has lost it: an empty one would give
+        all that it holds to the next clean-up.
+        """
+        return not (self.root / INDEX_FILE).exists() and next(self.blobs.all(), None) is None
+
+    def _unfinished(self) -> Iterator[Path]:
+        """What interrupted transfers left, and processes that were killed while they wrote."""
+        for folder in (self.partials, self.root, self.blobs.directory, *self.notes):
+            with contextlib.suppress(FileNotFoundError):
+                yield from (path for path in folder.iterdir() if folder == self.partials or is_leftover(path))
+
+    def locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[int]:
+        """Nobody changes the store meanwhile; unless ``shared``, nobody relies on it either."""
+        return locks.locked(self._locks / "store", shared=shared, read_only=True)
 
     def _find_by_suffix(self, short: Reference) -> Iterator[StoredTag]:
         for name in self.read_index().repositories():
@@ -383,7 +416,7 @@ def _check_owner(root: Path) -> None:
 
 
 def _discard(partial: Path) -> bool:
-    with locks.attempt(partial) as idle:
+    with locks.attempt(_lock_of(partial)) as idle:
         if idle:
             # The lock's file goes while it is locked: whoever waits for it notices, and makes a new one.
             if partial.is_dir():
@@ -391,6 +424,12 @@ def _discard(partial: Path) -> bool:
             else:
                 partial.unlink(missing_ok=True)
         return idle
+
+
+def _lock_of(partial: Path) -> Path:
+    """What is locked while a partial file is in use: itself, but the file that it speaks of for a journal."""
+    subject = partial.with_suffix("")
+    return subject if partial.suffix == ".journal" and subject.exists() else partial
 
 
 def _age(path: Path, now: float) -> float:

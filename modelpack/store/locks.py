@@ -1,22 +1,27 @@
 """Advisory locks between processes and threads. A lock dies with the process that holds it, also by kill -9."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a place that cannot be written to answers, for whatever reason."""
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+def locked(path: Path, *, shared: bool = False, read_only: bool = False) -> Iterator[int]:
     """Hold a lock on ``path``, made if missing and left where it is; yields the open file's descriptor.
 
-    Whoever held the file before may have renamed or removed it: what is locked is the file that is there now.
+    Whoever held the file before may have renamed or removed it: what is locked is the file that is there now. With
+    ``read_only`` a file that cannot be opened for writing will do: others may write to it through another mount.
     """
     while True:
-        descriptor = os.open(path, _FLAGS, 0o600)
+        descriptor = _open(path, read_only=read_only)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             if _is_still(path, descriptor):
@@ -24,6 +29,15 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
                 return
         finally:
             os.close(descriptor)
+
+
+def _open(path: Path, *, read_only: bool) -> int:
+    try:
+        return os.open(path, _FLAGS, 0o600)
+    except OSError as error:
+        if not read_only or error.errno not in READ_ONLY:
+            raise
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def open_locked(path: Path) -> int:

@@ -111,7 +111,7 @@ class _Work:
         """Hash the segments in order as they come. Raises what a connection failed with."""
         hasher = hashlib.sha256()
         buffer = memoryview(bytearray(_BUFFER))
-        for segment in range(len(self._journal)):
+        for segment in range(self._journal.count):
             self._wait_for(segment)
             position, stop = self._journal.bounds(segment)
             while position < stop:

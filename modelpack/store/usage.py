@@ -32,7 +32,7 @@ class Usage:
     partial_size: int
 
 
-def measure(graph: Graph, index: Index, blobs: Blobs, partials: Path) -> Usage:
+def measure(graph: Graph, index: Index, blobs: Blobs, unfinished: list[Path]) -> Usage:
     """Count what is there. Nothing is hashed."""
     on_disk = {digest: status.st_size for digest, status in blobs.all()}
     contents = {
@@ -45,7 +45,6 @@ def measure(graph: Graph, index: Index, blobs: Blobs, partials: Path) -> Usage:
         for digest in content:
             users[digest] = users.get(digest, 0) + 1
     needed = graph.content(entry.descriptor for entry in index.entries)
-    unfinished = list(partials.iterdir())
     return Usage(
         models=tuple(
             ModelUsage(

@@ -1,45 +1,27 @@
-"""Llama, and Mistral, which is the same to llama.cpp."""
+"""Llama and what is nearly the same to llama.cpp: Mistral, Mixtral and SmolLM3."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy as np
 
 from modelpack.convert.architectures.architecture import Architecture
+from modelpack.convert.architectures.decoder import ATTENTION, DECODER
 from modelpack.convert.config import Config
+from modelpack.convert.hyperparameters import COMMON, vocabulary_size
 from modelpack.convert.tensor import Tensor, constant, interleave_halves
 from modelpack.convert.tokenizer import byte_level_bpe, sentencepiece, sentencepiece_json
 from modelpack.errors import InvalidCheckpointError
 
-# The names that most decoders with gated feed-forward blocks share.
-DECODER_TENSORS: Mapping[str, str] = MappingProxyType(
-    {
-        "model.embed_tokens": "token_embd",
-        "model.layers.{block}.input_layernorm": "blk.{block}.attn_norm",
-        "model.layers.{block}.self_attn.q_proj": "blk.{block}.attn_q",
-        "model.layers.{block}.self_attn.k_proj": "blk.{block}.attn_k",
-        "model.layers.{block}.self_attn.v_proj": "blk.{block}.attn_v",
-        "model.layers.{block}.self_attn.o_proj": "blk.{block}.attn_output",
-        "model.layers.{block}.post_attention_layernorm": "blk.{block}.ffn_norm",
-        "model.layers.{block}.mlp.gate_proj": "blk.{block}.ffn_gate",
-        "model.layers.{block}.mlp.up_proj": "blk.{block}.ffn_up",
-        "model.layers.{block}.mlp.down_proj": "blk.{block}.ffn_down",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-    }
-)
 
-
-def _add_hyperparameters(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_vocab_size(config.integer("vocab_size"))
+def _whole_head_is_rotated(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_dimension_count(config.head_length)
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, config: Config) -> None:
+def _known_by_size(writer: gguf.GGUFWriter, config: Config) -> None:
     """Two families are known by the size of their vocabulary alone."""
     size = config.integer("vocab_size")
     if size == 32016:  # Code Llama's instruct models
@@ -82,16 +64,17 @@ def rope_factors(config: Config) -> Iterable[tuple[str, Tensor]]:
 LLAMA = Architecture(
     gguf_name="llama",
     hf_names=("LlamaForCausalLM",),
-    tensors=DECODER_TENSORS,
+    tensors=DECODER,
     vocabularies=(sentencepiece, sentencepiece_json, byte_level_bpe),
+    hyperparameters=(*COMMON, vocabulary_size, _whole_head_is_rotated),
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000},
     configure=_complete,
+    # llama.cpp rotates neighbours where the checkpoint rotates halves.
     operations={
         "blk.{block}.attn_q": lambda tensor, config: interleave_halves(tensor, config.heads),
         "blk.{block}.attn_k": lambda tensor, config: interleave_halves(tensor, config.key_value_heads),
     },
-    add_hyperparameters=_add_hyperparameters,
-    add_special_tokens=_add_special_tokens,
+    special_tokens=(_known_by_size,),
     extra_tensors=rope_factors,
 )
 
@@ -104,6 +87,40 @@ MISTRAL = replace(
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "vocab_size": 32000,
+    },
+    configure=dict,
+)
+
+MIXTRAL = replace(
+    MISTRAL,
+    hf_names=("MixtralForCausalLM",),
+    tensors={
+        **ATTENTION,
+        "model.layers.{block}.block_sparse_moe.gate": "blk.{block}.ffn_gate_inp",
+        "model.layers.{block}.block_sparse_moe.experts.{expert}.w1": "blk.{block}.ffn_gate_exps",
+        "model.layers.{block}.block_sparse_moe.experts.{expert}.w2": "blk.{block}.ffn_down_exps",
+        "model.layers.{block}.block_sparse_moe.experts.{expert}.w3": "blk.{block}.ffn_up_exps",
+    },
+    defaults={
+        **MISTRAL.defaults,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+)
+
+# Which of its layers rotate nothing is built into llama.cpp.
+SMOLLM3 = replace(
+    LLAMA,
+    gguf_name="smollm3",
+    hf_names=("SmolLM3ForCausalLM",),
+    defaults={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 2e6,
+        "vocab_size": 128256,
     },
     configure=dict,
 )

@@ -420,14 +420,17 @@ def test_attack_7_a_manifest_that_is_both_manifest_and_index_is_rejected(reposit
     assert "both" in rejections(repository, subject)[0].reason
 
 
-def test_a_keyless_signature_is_named_and_not_evaluated(repository, subject):
+def test_a_keyless_signature_is_found_whole_and_no_key_verifies_it(repository, subject):
     document = json.loads(bundle_bytes(subject))
     document["verificationMaterial"] = {"certificate": {"rawBytes": "AA=="}}
-    repository.add_referrer(subject, json.dumps(document).encode(), BUNDLE, artifact_type=BUNDLE)
+    raw = json.dumps(document).encode()
+    repository.add_referrer(subject, raw, BUNDLE, artifact_type=BUNDLE)
 
-    (rejection,) = rejections(repository, subject)
-    assert rejection.is_foreign
-    assert "keyless" in rejection.reason
+    (candidate,) = find_signatures(repository, subject)
+    assert isinstance(candidate, Signature)
+    assert candidate.certified == raw
+    with pytest.raises(InvalidSignatureError, match="keyless"):
+        candidate.verify([KEY.public])
 
 
 def test_other_things_that_hang_on_an_artifact_are_no_candidates(repository, subject):

@@ -1,0 +1,25 @@
+"""Quantization: a GGUF file into a smaller one, by llama.cpp's own ``llama_model_quantize`` in a child process."""
+
+from modelpack.quantize.run import Fallback, QuantizeResult, quantize
+from modelpack.quantize.types import (
+    QUANTIZATIONS,
+    Quantization,
+    Recipe,
+    TensorRule,
+    parse_quantization,
+    parse_tensor_rule,
+    parse_tensor_type,
+)
+
+__all__ = [
+    "QUANTIZATIONS",
+    "Fallback",
+    "Quantization",
+    "QuantizeResult",
+    "Recipe",
+    "TensorRule",
+    "parse_quantization",
+    "parse_tensor_rule",
+    "parse_tensor_type",
+    "quantize",
+]

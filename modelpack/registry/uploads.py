@@ -1,0 +1,306 @@
+"""Writing blobs into one repository: mounted where the registry has them, else uploaded in one piece.
+
+One POST and one PUT with the whole blob is what every registry does right; uploads in several PATCHes lose data on
+some. A broken upload goes on where the registry says that it stands, if that is further than before; most cannot say,
+and then this blob starts again in a fresh session.
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from modelpack.errors import (
+    AccessDeniedError,
+    DigestMismatchError,
+    InvalidContentError,
+    ModelpackError,
+    NotFoundError,
+    RegistryRefusedError,
+    RegistryUnavailableError,
+)
+from modelpack.oci.manifest import Descriptor
+from modelpack.oci.target import OpenBlob
+from modelpack.registry.address import stay_at
+from modelpack.registry.blobs import exists, name
+from modelpack.registry.endpoint import Endpoint
+from modelpack.registry.http import Body, Response
+from modelpack.registry.profiles import Patch
+from modelpack.registry.refusal import Refusal
+from modelpack.registry.retry import Backoff, TransientError
+
+logger = logging.getLogger(__name__)
+
+_MAX_CANDIDATES = 3
+# How registries answer that know a PUT only as the end of an upload, and have no better code for it.
+_PUT_REFUSED = frozenset({405, 501})
+_RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """An upload session: where it goes on, and how many bytes the registry has."""
+
+    location: str
+    offset: int = 0
+
+
+class _PutRefusedError(Exception):
+    """The registry wants a PATCH; never seen outside this module."""
+
+
+def write(
+    endpoint: Endpoint,
+    descriptor: Descriptor,
+    open_blob: OpenBlob,
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    candidates: Sequence[str] = (),
+) -> None:
+    """Store a blob whose digest is known. Callers that expect it to be there ask ``exists`` first.
+
+    ``candidates`` are repositories of the same registry that may have it. What streams is hashed on its way, and the
+    last piece is held back until all of it is right. ``on_bytes`` hears of each byte once, however often it was sent.
+    Raises DigestMismatchError, RegistryRefusedError.
+    """
+    reported = 0
+
+    def report(sent: int) -> None:
+        nonlocal reported
+        if sent > reported:
+            on_bytes(sent - reported)
+            reported = sent
+
+    is_mounted, upload = _mount(endpoint, descriptor, candidates)
+    if not is_mounted:
+        _upload(endpoint, descriptor, open_blob, upload, report)
+    report(descriptor.size)
+
+
+def _mount(endpoint: Endpoint, descriptor: Descriptor, candidates: Sequence[str]) -> tuple[bool, _Upload | None]:
+    """Whether the registry had the blob elsewhere; if not, the session that it may have begun instead."""
+    upload = None
+    for candidate in candidates[:_MAX_CANDIDATES]:
+        place = f"blobs/uploads/?mount={descriptor.digest}&from={quote(candidate, safe='')}"
+        what = f"a mount of {name(endpoint, descriptor)} from {candidate}"
+        try:
+            with endpoint.request(
+                "POST", place, what=what, expect=(201, 202), retry=False, pull_from=candidate
+            ) as response:
+                if response.status == 201:
+                    return True, None
+                upload = _Upload(_location(endpoint, response))
+        except (AccessDeniedError, NotFoundError, RegistryRefusedError, RegistryUnavailableError) as error:
+            # It would have saved an upload: not to have it is no reason to fail.
+            logger.info("%s", error)
+    return False, upload
+
+
+def _upload(
+    endpoint: Endpoint,
+    descriptor: Descriptor,
+    open_blob: OpenBlob,
+    upload: _Upload | None,
+    report: Callable[[int], None],
+) -> None:
+    backoff = Backoff(endpoint.session.retries)
+    while True:
+        try:
+            upload = upload or _begin(endpoint, descriptor)
+            _send(endpoint, descriptor, open_blob, upload, report)
+            return
+        except _PutRefusedError:
+            endpoint.refuses_put, upload = True, None
+            continue
+        except TransientError as error:
+            backoff.wait(error)
+        # The answer may be what got lost, not the blob.
+        if exists(endpoint, descriptor):
+            return
+        upload = _ask(endpoint, descriptor, upload) if upload else None
+        if upload:
+            backoff.progressed()
+
+
+def _begin(endpoint: Endpoint, descriptor: Descriptor) -> _Upload:
+    what = f"an upload of {name(endpoint, descriptor)}"
+    with endpoint.request("POST", "blobs/uploads/", what=what, expect=(202,), retry=False) as started:
+        return _Upload(_location(endpoint, started))
+
+
+def _ask(endpoint: Endpoint, descriptor: Descriptor, broken: _Upload) -> _Upload | None:
+    """Where a broken upload stands; None when it did not advance, or the registry cannot say."""
+    what = f"the upload of {name(endpoint, descriptor)}"
+    try:
+        with endpoint.request("GET", broken.location, what=what, expect=(204,), retry=False) as response:
+            offset = _received(response)
+            location = _location(endpoint, response) if "Location" in response.headers else broken.location
+    except ModelpackError:
+        return None
+    # distribution says 0-0 for nothing.
+    if offset is None or not max(broken.offset, 1) < offset <= descriptor.size:
+        return None
+    logger.info("%s goes on at byte %d", what, offset)
+    return _Upload(location, offset)
+
+
+def _send(
+    endpoint: Endpoint, descriptor: Descriptor, open_blob: OpenBlob, upload: _Upload, report: Callable[[int], None]
+) -> None:
+    """Send what the session lacks, and close it."""
+    with _Content(descriptor, open_blob, upload.offset, report) as content:
+        if endpoint.refuses_put:
+            upload = _patch(endpoint, descriptor, upload, content)
+            content.offset = upload.offset
+        with _sent(
+            endpoint,
+            "PUT",
+            _with_digest(upload.location, descriptor),
+            descriptor,
+            content,
+            headers=content.headers,
+            body=content.body,
+            expect=(201, 400, *_PUT_REFUSED),
+        ) as response:
+            if response.status != 201:
+                _refuse(endpoint, descriptor, response)
+    # The specification leaves to registries what they make of pieces; the size says whether they have all of them.
+    if upload.offset and not exists(endpoint, descriptor):
+        raise TransientError(f"{name(endpoint, descriptor)} was accepted, and is not there")
+
+
+def _patch(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content: "_Content") -> _Upload:
+    """Send all that is left in one PATCH; returns the session with all bytes."""
+    headers = content.headers
+    if endpoint.profile.patch is Patch.CHUNKED:
+        del headers["Content-Length"]
+    with _sent(
+        endpoint,
+        "PATCH",
+        upload.location,
+        descriptor,
+        content,
+        headers=headers,
+        body=content.body,
+        expect=(201, 202, 204),
+    ) as response:
+        received = _received(response)
+        if received is not None and received != descriptor.size:
+            raise RegistryRefusedError(
+                f"{endpoint.session.registry} kept {received} of the {descriptor.size} bytes of {descriptor.digest}"
+            )
+        location = _location(endpoint, response) if "Location" in response.headers else upload.location
+    return _Upload(location, descriptor.size)
+
+
+def _refuse(endpoint: Endpoint, descriptor: Descriptor, response: Response) -> None:
+    refusal = Refusal.parse(response.status, response.headers, response.excerpt())
+    wants_patch = "UNSUPPORTED" in refusal.codes or (response.status in _PUT_REFUSED and not refusal.codes)
+    if wants_patch and endpoint.profile.patch is not Patch.NEVER and not endpoint.refuses_put:
+        raise _PutRefusedError
+    raise refusal.error(name(endpoint, descriptor))
+
+
+def _sent(
+    endpoint: Endpoint,
+    method: str,
+    place: str,
+    descriptor: Descriptor,
+    content: "_Content",
+    *,
+    headers: dict[str, str],
+    body: Body,
+    expect: Collection[int],
+) -> Response:
+    """The answer to a request with content of ours, whose own failures are not the network's."""
+    what = name(endpoint, descriptor)
+    try:
+        return endpoint.request(method, place, what=what, expect=expect, headers=headers, body=body, retry=False)
+    except (TransientError, NotFoundError) as error:
+        if content.failure is not None:
+            raise content.failure from error
+        if isinstance(error, NotFoundError):
+            raise TransientError(f"the upload session of {what} is gone") from error
+        raise
+
+
+class _Content(contextlib.ExitStack):
+    """The bytes of a blob from an offset on, as often as a request asks for them. A context manager."""
+
+    def __init__(self, descriptor: Descriptor, open_blob: OpenBlob, offset: int, report: Callable[[int], None]) -> None:
+        super().__init__()
+        self._descriptor, self._open_blob, self._report = descriptor, open_blob, report
+        self.offset = offset
+        # Read errors of ours must not pass for a broken connection inside urllib3: they are carried round it.
+        self.failure: Exception | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        size = self._descriptor.size
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size - self.offset)}
+        if 0 < self.offset < size:
+            headers["Content-Range"] = f"{self.offset}-{size - 1}"
+        return headers
+
+    @property
+    def body(self) -> Body:
+        if self.offset == self._descriptor.size:
+            return b""
+        return lambda: self._rest(self.enter_context(self._open_blob(0)))
+
+    def _rest(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """What is to be sent. All is read and hashed, what the registry has already too."""
+        try:
+            position = 0
+            for chunk in _checked(chunks, self._descriptor):
+                rest = chunk[max(0, self.offset - position) :]
+                position += len(chunk)
+                if rest:
+                    yield rest
+                self._report(position)
+        except Exception as error:
+            # A source that is a registry itself has tried again already: that is not for the upload to repeat.
+            own = RegistryUnavailableError(str(error)) if isinstance(error, TransientError) else error
+            self.failure = own
+            raise own from (error.__cause__ if own is error else error)
+
+
+def _checked(chunks: Iterable[bytes], descriptor: Descriptor) -> Generator[bytes, None, None]:
+    hasher = hashlib.sha256()
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        hasher.update(chunk)
+        is_end = size >= descriptor.size
+        if size > descriptor.size or (is_end and hasher.hexdigest() != descriptor.digest.hex):
+            raise DigestMismatchError(f"content to upload as {descriptor.digest} is not what its digest says")
+        yield chunk
+    if size < descriptor.size:
+        raise DigestMismatchError(f"content to upload as {descriptor.digest} ends after {size} bytes")
+
+
+def _received(response: Response) -> int | None:
+    """How many bytes the registry says it has (``Range: 0-<last byte>``)."""
+    match = _RANGE.fullmatch(response.headers.get("Range", "").strip())
+    return int(match[1]) + 1 if match else None
+
+
+def _with_digest(location: str, descriptor: Descriptor) -> str:
+    return f"{location}{'&' if '?' in location else '?'}digest={descriptor.digest}"
+
+
+def _location(endpoint: Endpoint, response: Response) -> str:
+    location = response.headers.get("Location")
+    if not location:
+        raise RegistryRefusedError(f"{endpoint.session.registry} starts an upload without saying where")
+    # Content for a registry goes to that registry: a foreign location would receive the weights and the token.
+    try:
+        there = stay_at(endpoint.session.origin, response.url, location)
+    except InvalidContentError:
+        there = None
+    if there is None:
+        raise RegistryRefusedError(f"{endpoint.session.registry} sends an upload to another host: refused")
+    return there
