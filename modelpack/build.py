@@ -9,13 +9,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from modelpack import gguf_header, hub, template
-from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.convert import Checkpoint
+from modelpack.converter import AnyPlan, ConverterChoice, convert, converter_annotations
+from modelpack.engine.comparison import Comparison
 from modelpack.errors import CheckFailedError, InsufficientDiskError, InvalidInputError, NotFoundError, UnsupportedError
 from modelpack.evidence.bom import bill_of_materials
 from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
@@ -28,10 +30,19 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.progress import SILENT, Progress
-from modelpack.quantize import Quantization, parse_quantization, quantize
+from modelpack.quantize import Quantization, parse_quantization
 from modelpack.signing import oms
 from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
+from modelpack.weights import (
+    Imatrix,
+    Weights,
+    WeightsOptions,
+    check_options,
+    fact_annotations,
+    make_weights,
+    obtain_imatrix,
+)
 
 # Harbor shows documents up to this size, and nobody writes larger ones.
 MAX_DOCUMENT_SIZE = 4 << 20
@@ -73,10 +84,12 @@ class BuildPlan:
     codec: Codec
     variants: tuple[Variant, ...]
     snapshot: hub.Snapshot | None = None
-    conversion: ConversionPlan | None = None
+    conversion: AnyPlan | None = None
     checkpoint: Checkpoint | None = None
     gguf: Path | None = None
     gguf_type: str | None = None
+    options: WeightsOptions = field(default_factory=WeightsOptions)
+    converter: ConverterChoice = field(default_factory=ConverterChoice)
 
     @property
     def fetch_size(self) -> int:
@@ -99,7 +112,8 @@ class BuildPlan:
 @dataclass(frozen=True, slots=True)
 class BuiltVariant:
     """What a variant became. ``inputs`` are all files that went into the build; ``intermediate`` is what the weights
-    were quantized from, None where they are the source's own or a mere conversion.
+    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that, and
+    ``imatrix`` the file of the importance matrix.
     """
 
     quantization: str
@@ -110,6 +124,8 @@ class BuiltVariant:
     fallbacks: tuple[str, ...] = ()
     inputs: tuple[InputFile, ...] = ()
     intermediate: str | None = None
+    comparison: Comparison | None = None
+    imatrix: Digest | None = None
 
 
 def plan_build(
@@ -120,6 +136,8 @@ def plan_build(
     codec: Codec,
     created: datetime | None = None,
     token: str | None = None,
+    options: WeightsOptions | None = None,
+    converter: ConverterChoice | None = None,
 ) -> BuildPlan:
     """Read headers only and raise early.
 
@@ -127,6 +145,8 @@ def plan_build(
     Raises NotFoundError, UnknownArchitectureError, UnknownQuantizationError, InvalidGGUFError, InvalidCheckpointError.
     """
     wanted = [parse_quantization(name) for name in quantizations]
+    options, converter = options or WeightsOptions(), converter or ConverterChoice()
+    check_options(options, wanted)
     name = reference.repository.rpartition("/")[2]
     if isinstance(source, HubReference):
         snapshot = hub.resolve(source, token=token)
@@ -138,13 +158,22 @@ def plan_build(
         )
         weights = sum(file.size for file in snapshot.files if file.path.endswith(".safetensors"))
         # The hub gives sizes, not shapes: 16 bits a weight is what is published.
-        return BuildPlan(origin, codec, _variants(origin, reference, wanted, "BF16", weights // 2), snapshot=snapshot)
+        variants = _variants(origin, reference, wanted, "BF16", weights // 2)
+        return BuildPlan(origin, codec, variants, snapshot=snapshot, options=options, converter=converter)
     origin = Origin(name=name, created=created or EPOCH)
     if source.path.is_dir():
         checkpoint = Checkpoint.open(source.path)
-        conversion = plan_conversion(checkpoint, name=origin.name)
+        conversion = converter.plan(checkpoint, origin.name)
         variants = _variants(origin, reference, wanted, conversion.file_type, conversion.parameters)
-        return BuildPlan(origin, codec, variants, conversion=conversion, checkpoint=checkpoint)
+        return BuildPlan(
+            origin,
+            codec,
+            variants,
+            conversion=conversion,
+            checkpoint=checkpoint,
+            options=options,
+            converter=converter,
+        )
     if not source.path.exists():
         raise NotFoundError(f"there is no checkpoint or GGUF file at {source.path}")
     if source.path.suffix != ".gguf":
@@ -157,7 +186,7 @@ def plan_build(
                 f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be "
                 "made from F32, F16 or BF16"
             )
-    return BuildPlan(origin, codec, variants, gguf=source.path, gguf_type=header.file_type)
+    return BuildPlan(origin, codec, variants, gguf=source.path, gguf_type=header.file_type, options=options)
 
 
 def run_build(
@@ -179,19 +208,31 @@ def run_build(
         work = _workspace(store, work_dir, stack)
         _check_space(work, plan)
         if plan.snapshot:
-            checkpoint = Checkpoint.open(hub.fetch(plan.snapshot, work / "source", token=token, progress=progress))
-            conversion = plan_conversion(checkpoint, name=plan.origin.name)
+            fetched = hub.fetch(plan.snapshot, work / "source", token=token, progress=progress)
+            checkpoint = Checkpoint.open(fetched)
+            conversion = plan.converter.plan(checkpoint, plan.origin.name)
             plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
-            run_conversion(plan.conversion, base, progress=progress)
+            convert(plan.conversion, base, progress=progress)
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
             raise AssertionError("a plan without a source")
         _check_templates(base)
+        imatrix = obtain_imatrix(plan.options, base, work, progress=progress)
         packed = [
-            _pack_variant(plan, variant, base, base_type, oms_key, work=work, store=store, progress=progress)
+            _pack_variant(
+                plan,
+                variant,
+                base,
+                base_type,
+                oms_key=oms_key,
+                imatrix=imatrix,
+                work=work,
+                store=store,
+                progress=progress,
+            )
             for variant in plan.variants
         ]
         for manifest, built in packed:
@@ -215,6 +256,9 @@ def evidence_of(
         commit=plan.origin.revision,
         intermediate=built.intermediate,
         fallbacks=built.fallbacks,
+        imatrix=built.imatrix,
+        recipe={name: value for name, value in asdict(plan.options.recipe).items() if value},
+        findings={key: text for key, text in built.model.annotations.items() if key.startswith("dev.modelpack.")},
     )
     return {
         SLSA_PROVENANCE: provenance(facts, Toolchain.installed(), builder, started=started, finished=finished),
@@ -268,22 +312,23 @@ def _pack_variant(
     variant: Variant,
     base: Path,
     base_type: str,
-    oms_key: PrivateKey | None,
     *,
+    oms_key: PrivateKey | None,
+    imatrix: Imatrix | None,
     work: Path,
     store: Store,
     progress: Progress,
 ) -> tuple[Manifest, BuiltVariant]:
     """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
-    fallbacks: tuple[str, ...] = ()
-    intermediate = None
+    made, intermediate = Weights(), None
     if base_type == variant.quantization.name:
         # The source itself, or the intermediate that later variants are still quantized from.
         weights, is_ours = base, False
     else:
         weights, is_ours, intermediate = work / variant.file_name, True, base_type
-        result = quantize(base, weights, variant.quantization, progress=progress)
-        fallbacks = tuple(fallback.tensor for fallback in result.fallbacks)
+        made = make_weights(
+            base, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
+        )
     header = gguf_header.read_header(weights)
     blob = store.import_file(weights, GGUF_TYPE, adopt=is_ours)
     file = ModelFile(variant.file_name, FileKind.WEIGHT, blob.digest, blob.size)
@@ -292,13 +337,24 @@ def _pack_variant(
         signed = oms.sign_files(plan.origin.name, {one.name: one.digest for one in files}, oms_key)
         blob = store.write_small(signed, GGUF_TYPE)
         files = (*files, ModelFile(oms.FILE_NAME, FileKind.DOC, blob.digest, blob.size))
-    model = _describe(plan, variant, header, files)
+    facts = {**fact_annotations(header), **converter_annotations(plan.conversion), **made.annotations}
+    if intermediate:
+        facts["dev.modelpack.intermediate"] = intermediate
+    model = _describe(plan, variant, header, files, facts)
     encoded = plan.codec.encode(model)
     store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
     # Under its digest already, so that no prune takes the blobs while the next variant is being made.
     descriptor = store.repository(variant.references[0].name).put_manifest(encoded.manifest)
     return encoded.manifest, BuiltVariant(
-        variant.quantization.name, variant.references, descriptor, file, model, fallbacks, intermediate=intermediate
+        variant.quantization.name,
+        variant.references,
+        descriptor,
+        file,
+        model,
+        made.fallbacks,
+        intermediate=intermediate,
+        comparison=made.comparison,
+        imatrix=made.imatrix,
     )
 
 
@@ -320,7 +376,9 @@ def _import_documents(checkpoint: Checkpoint | None, store: Store) -> tuple[Mode
     return tuple(documents)
 
 
-def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tuple[ModelFile, ...]) -> Model:
+def _describe(
+    plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tuple[ModelFile, ...], facts: Mapping[str, str]
+) -> Model:
     card = plan.checkpoint.card if plan.checkpoint else None
     license_id = card.license if card else _text(header.metadata, "general.license")
     return Model(
@@ -338,7 +396,7 @@ def _describe(plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tupl
         base_models=card.base_models if card else (),
         embeds=f"{header.architecture}.pooling_type" in header.metadata,
         gguf=_metadata_texts(header),
-        annotations=template.annotations(header.metadata),
+        annotations={**template.annotations(header.metadata), **facts},
     )
 
 

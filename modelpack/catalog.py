@@ -1,7 +1,7 @@
 """The models in a store, by the names that people gave them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelpack.errors import InvalidContentError, UnsupportedError
@@ -11,6 +11,7 @@ from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source, read_whole
 from modelpack.store import Store
+from modelpack.unpack import find_unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,15 @@ def find_model(store: Store, reference: Reference) -> StoredModel:
     """The stored model that a person means. Raises NotFoundError."""
     stored = store.find(reference)
     _, model = read_model(store.repository(stored.reference.name), stored.descriptor)
-    return StoredModel(stored.reference, stored.descriptor, model)
+    return StoredModel(stored.reference, stored.descriptor, usable(store, stored.reference, stored.descriptor, model))
+
+
+def usable(store: Store, reference: Reference, descriptor: Descriptor, model: Model) -> Model:
+    """The model with files instead of packed layers, as far as ``unpack`` made them."""
+    if not model.packed:
+        return model
+    unpacked = find_unpacked(store, store.repository(reference.name), descriptor)
+    return replace(model, files=unpacked.model.files, packed=()) if unpacked else model
 
 
 def weights_path(store: Store, model: Model) -> Path:
@@ -53,6 +62,11 @@ def weights_path(store: Store, model: Model) -> Path:
 
     Shards would need names of llama.cpp's own making beside each other, which blobs do not have.
     """
+    if model.packed:
+        packings = ", ".join(sorted({layer.packing for layer in model.packed}))
+        error = UnsupportedError(f"model {model.name!r} is packed as {packings}; its files cannot be used in place")
+        error.add_note("modelpack unpack REF makes them usable")
+        raise error
     if len(model.weights) != 1:
         raise UnsupportedError(f"model {model.name!r} has {len(model.weights)} weight files; one can be run")
     return store.blob_path(model.weights[0].digest)

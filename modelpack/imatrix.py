@@ -84,10 +84,10 @@ class ImportanceMatrix:
         for name in sorted(self.entries):
             entry = self.entries[name]
             counts = entry.counts[:, None]
-            for suffix, values in ((_SUMS, entry.sums), (_COUNTS, counts)):
+            for suffix, rows in ((_SUMS, entry.sums), (_COUNTS, counts)):
                 # ggml writes no dimension of one at the end of a shape.
-                values = np.ascontiguousarray(values[0] if len(values) == 1 else values, np.float32)
-                writer.add_tensor(name + suffix, values)
+                values = rows[0] if len(rows) == 1 else rows
+                writer.add_tensor(name + suffix, np.ascontiguousarray(values, np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from modelpack.errors import InvalidContentError, NotFoundError, PolicyRefusedError
+from modelpack.errors import InvalidContentError, InvalidSignatureError, NotFoundError, PolicyRefusedError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import Source
 from modelpack.policy import Policy
-from modelpack.store import Store
+from modelpack.signing.candidate import Candidate, Signature
+from modelpack.signing.keys import PublicKey
+from modelpack.signing.signature import find_signatures
+from modelpack.store import Store, StoredTag
 from modelpack.trust import Verdict, check_trust
 
 
@@ -73,33 +75,58 @@ def require_trusted(
     held = read_receipt(store, descriptor)
     if policy and descriptor.digest in policy.revoked:
         raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
-    if held and held.verdict is None:
+    if held and (held.verdict is None or (held.is_skipped and not (policy and policy.is_locked))):
         return held
-    if held and held.is_skipped and not (policy and policy.is_locked):
+    promised = _promised(store, reference, descriptor, held)
+    if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
         return held
-    if held and held.verdict and held.verdict.holds(policy, now=now):
-        return held
-    # A local name is nobody's promise: what was promised is the name under which it was pulled.
-    promised = held.reference if held else reference
-    is_locked = held.is_locked if held else False
-    verdict = check_trust(
-        _evidence(store, promised, reference, descriptor),
-        promised,
-        descriptor,
-        policy or Policy.empty(),
-        now=now,
-        is_locked=is_locked,
-    )
-    renewed = Receipt(promised, verdict, is_locked)
+    renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)
     return renewed
 
 
-def _evidence(store: Store, promised: Reference, reference: Reference, descriptor: Descriptor) -> Source:
-    """Where the signatures lie: with the name that was pulled, or, once that was removed, with the copy's own name."""
-    repository = store.repository(promised.name)
+def verify_again(
+    store: Store, reference: Reference, descriptor: Descriptor, policy: Policy, *, now: datetime
+) -> Receipt:
+    """Judge a stored artifact anew, by the signatures that lie in the store, as what it was pulled as. Writes nothing.
+
+    Raises UntrustedError.
+    """
+    held = read_receipt(store, descriptor)
+    promised = _promised(store, reference, descriptor, held)
+    source = store.repository(promised.name)
     try:
-        repository.resolve(str(descriptor.digest))
+        source.resolve(str(descriptor.digest))
     except NotFoundError:
-        return store.repository(reference.name)
-    return repository
+        # The name that was pulled is gone, and the copy under another name has brought the signatures along.
+        source = store.repository(reference.name)
+    is_locked = held is not None and held.is_locked
+    verdict = check_trust(source, promised, descriptor, policy, now=now, is_locked=is_locked)
+    return Receipt(promised, verdict, is_locked)
+
+
+def signed_by(store: Store, key: PublicKey) -> list[StoredTag]:
+    """The stored tags whose artifact has a signature by this key, whatever a policy says of it."""
+    return [
+        stored
+        for stored in store.list()
+        if any(_is_by(key, one) for one in find_signatures(store.repository(stored.reference.name), stored.descriptor))
+    ]
+
+
+def _is_by(key: PublicKey, candidate: Candidate) -> bool:
+    try:
+        return isinstance(candidate, Signature) and bool(candidate.verify([key]))
+    except InvalidSignatureError:
+        return False
+
+
+def _promised(store: Store, reference: Reference, descriptor: Descriptor, held: Receipt | None) -> Reference:
+    """What an artifact was verified as. A local name is nobody's promise: the promise is the name that was pulled.
+
+    One artifact may be pulled under several names, each with a promise of its own.
+    """
+    if held is None or reference == held.reference:
+        return reference
+    known = None if reference.digest else store.memory.recall(reference.tagged)
+    return reference if known and known.get("digest") == str(descriptor.digest) else held.reference

@@ -160,11 +160,12 @@ def _extensions(kind: bytes, raw: bytes) -> dict[str, str]:
     while raw:
         length_text, space, _ = raw.partition(b" ")
         length = _decimal(length_text.decode("ascii", "replace")) if space and len(length_text) < 7 else 0
-        record, raw = raw[len(length_text) + 1 : length], raw[length:]
+        record, rest = raw[len(length_text) + 1 : length], raw[length:]
         key, equals, value = record.partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+        if not equals or not record.endswith(b"\n") or length > len(raw):
             raise InvalidContentError("the archive has a malformed extended header")
         records[_text(key)] = _text(value[:-1])
+        raw = rest
     if kind == b"g":
         if records.keys() & {"path", "size", "linkpath"}:
             raise InvalidContentError("the archive has one name or size for all its files")

@@ -10,14 +10,16 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
+from modelpack.oci.reference import Reference
 from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
 from modelpack.progress import SILENT, Progress
+from modelpack.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,39 @@ def copy(
         bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
         referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
     )
+
+
+def mount_candidates(store: Store, reference: Reference) -> Callable[[Digest], Sequence[str]]:
+    """Which other repositories of the same registry may have a blob: those that the store knows one from.
+
+    The store is read when the first blob is asked for. That it knows a repository does not say that the blob is there.
+    """
+    found: dict[Digest, list[str]] = {}
+    lock = threading.Lock()
+    is_read = False
+
+    def candidates(digest: Digest) -> Sequence[str]:
+        nonlocal is_read
+        with lock:
+            if not is_read:
+                for other in sorted({stored.reference.name for stored in store.list()}):
+                    _note_blobs(store, Reference.parse(other), reference, found)
+                is_read = True
+        return found.get(digest, ())
+
+    return candidates
+
+
+def _note_blobs(store: Store, other: Reference, ours: Reference, found: dict[Digest, list[str]]) -> None:
+    if other.registry != ours.registry or other.repository == ours.repository:
+        return
+    repository = store.repository(other.name)
+    for tag in repository.list_tags():
+        manifest = _fetch_if_present(repository, tag)
+        for blob in manifest.blobs if manifest else ():
+            names = found.setdefault(blob.digest, [])
+            if other.repository not in names:
+                names.append(other.repository)
 
 
 def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest], *, depth: int) -> Manifest:

@@ -16,6 +16,7 @@ from modelpack.smoke.run import smoke
 from modelpack.smoke.suite import Suite
 from modelpack.store import Store
 from modelpack.trust import Verdict
+from modelpack.unpack import find_unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,15 @@ class VerifyReport:
 
 
 def rehash(store: Store, reference: Reference, descriptor: Descriptor, *, progress: Progress = SILENT) -> BytesReport:
-    """Read every byte of a stored artifact again: the manifest and all that it names.
+    """Read every byte of a stored artifact again: the manifest and all that it names, and what was unpacked of it.
 
     Raises DigestMismatchError, NotFoundError for a blob that is gone.
     """
-    blobs = store.repository(reference.name).fetch_manifest(descriptor).blobs
+    repository = store.repository(reference.name)
+    blobs = repository.fetch_manifest(descriptor).blobs
+    unpacked = find_unpacked(store, repository, descriptor)
+    if unpacked:
+        blobs += repository.fetch_manifest(unpacked.descriptor).blobs
     for blob in blobs:
         store.rehash(blob, progress=progress)
     return BytesReport(len(blobs) + 1, sum(blob.size for blob in blobs) + descriptor.size)
@@ -73,4 +78,5 @@ def run_smoke(
 ) -> SmokeReport:
     """Load a stored model in a worker and ask it the suite. Raises UnsupportedError for what is no model."""
     _, model = catalog.read_model(store.repository(reference.name), descriptor)
+    model = catalog.usable(store, reference, descriptor, model)
     return smoke(catalog.weights_path(store, model), suite, options, name=str(reference), progress=progress)

@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
-from modelpack.errors import InvalidInputError
+from modelpack.cli.weights import choose_converter, comparison_document, parse_weights, weights_options
+from modelpack.errors import InvalidInputError, UnknownArchitectureError
 from modelpack.oci.reference import FileReference, HubReference, Reference
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--oms", "oms_key", metavar="KEY", help="Add model.sig (OpenSSF Model Signing), signed with this key.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@weights_options
 def build(
     app: App,
     source: str,
@@ -37,6 +39,7 @@ def build(
     oms_key: str | None,
     password_file: Path | None,
     dry_run: bool,
+    **weights: Any,
 ) -> None:
     """Convert, quantize and package a model into the local store.
 
@@ -47,9 +50,14 @@ def build(
     --sign attests both and signs each variant under each of its names; so do push --sign and sign, later. --oms puts a
     signature over the files themselves into the artifact, which still proves them once they are unpacked.
 
+    --gate measures each quantized variant against the weights it was made from, on a built-in text; what fails is not
+    tagged, and the artifact carries the numbers. Few-bit quantizations need an importance matrix: --imatrix or
+    --imatrix-from. A computed matrix, and with it the digest, may differ from one kind of processor to the next.
+
     \b
     modelpack build ./tiny-llama -t localhost:5000/demo/tiny-llama:v1 --quant Q4_K_M --quant Q8_0
     modelpack build hf://HuggingFaceTB/SmolLM2-135M-Instruct -t smollm2:135m --quant Q4_K_M
+    modelpack build ./tiny-llama -t tiny:v2 --quant IQ2_M --imatrix-from builtin --gate IQ2_M:max_kld=0.5
     """
     from modelpack.build import evidence_of, plan_build, run_build
     from modelpack.cli.key import load_private_key
@@ -60,14 +68,20 @@ def build(
 
     environment = app.settings.environment
     token = environment.get("HF_TOKEN") or None
-    plan = plan_build(
-        _parse_source(source),
-        Reference.parse(reference),
-        quantizations,
-        codec=codec_named(format_),
-        created=_source_date(environment.get("SOURCE_DATE_EPOCH")),
-        token=token,
-    )
+    try:
+        plan = plan_build(
+            _parse_source(source),
+            Reference.parse(reference),
+            quantizations,
+            codec=codec_named(format_),
+            created=_source_date(environment.get("SOURCE_DATE_EPOCH")),
+            token=token,
+            options=parse_weights(weights),
+            converter=choose_converter(app, weights),
+        )
+    except UnknownArchitectureError as error:
+        error.add_note("modelpack converter install adds llama.cpp's own converter, which knows many more")
+        raise
     if dry_run:
         app.answer(*_plan_answer(plan, source))
         return
@@ -151,7 +165,7 @@ def _plan_answer(plan: "BuildPlan", source: str) -> tuple[dict[str, object], str
         conversion = plan.conversion
         lines.append(
             f"convert    {conversion.architecture} to {conversion.file_type}, {human_size(conversion.output_size)}, "
-            f"{len(conversion.tensors)} tensors"
+            f"{conversion.tensor_count} tensors"
         )
     for variant in plan.variants:
         names = ", ".join(str(reference) for reference in variant.references)
@@ -169,6 +183,8 @@ def _built_answer(built: "list[BuiltVariant]", signed_by: str | None) -> tuple[d
                 "digest": str(variant.descriptor.digest),
                 "file": {"name": variant.file.name, "digest": str(variant.file.digest), "size": variant.file.size},
                 "fallback_tensors": list(variant.fallbacks),
+                "imatrix": str(variant.imatrix) if variant.imatrix else None,
+                "quality": comparison_document(variant.comparison) if variant.comparison else None,
             }
             for variant in built
         ],

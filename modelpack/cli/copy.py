@@ -311,7 +311,7 @@ def bundle_load(app: App, file: Path, keys: tuple[Path, ...], policy: Path | Non
     """Bring all that a bundle holds into the store, judged by the policy of this machine.
 
     Signatures are checked before anything is stored, every byte while it is read. Keys that lie in the bundle count
-    for nothing. An archive with bare tags, such as skopeo's, comes in by modelpack copy oci-archive:FILE:TAG store:NAME.
+    for nothing. An archive with bare tags, as skopeo's, comes in by modelpack copy oci-archive:FILE:TAG store:NAME.
     """
     from modelpack.archive import Archive
     from modelpack.mirror import mirror

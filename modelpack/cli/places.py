@@ -21,7 +21,12 @@ MAX_KEY_SIZE = 64 << 10
 
 
 def connect_registry(
-    app: App, registry: Reference | str, *, plain_http: bool = False, credentials: "CredentialSource | None" = None
+    app: App,
+    registry: Reference | str,
+    *,
+    plain_http: bool = False,
+    credentials: "CredentialSource | None" = None,
+    rate_limit: int | None = None,
 ) -> "Registry":
     """A registry with this person's certificates and proxies, and credentials unless others are given."""
     from modelpack.registry.client import connect
@@ -36,17 +41,38 @@ def connect_registry(
         name,
         credentials=credentials or Credentials.from_environment(settings.environment, authfile=settings.authfile),
         plain_http=plain_http or name in settings.plain_http,
-        network=NetworkSettings.from_environment(settings.environment, ca_file=settings.ca_file),
+        network=NetworkSettings.from_environment(
+            settings.environment,
+            ca_file=settings.ca_file,
+            trusted_realms=settings.trusted_realms,
+            rate_limit=rate_limit,
+        ),
     )
 
 
-def open_remote(app: App, reference: Reference, *, plain_http: bool = False, push: bool = False) -> "Repository":
-    return connect_registry(app, reference, plain_http=plain_http).repository(reference.repository, push=push)
+def open_remote(
+    app: App, reference: Reference, *, plain_http: bool = False, push: bool = False, rate_limit: int | None = None
+) -> "Repository":
+    """The repository of a reference. With ``push``, blobs that the registry has elsewhere are mounted from there."""
+    from modelpack.transfer import mount_candidates
+
+    registry = connect_registry(app, reference, plain_http=plain_http, rate_limit=rate_limit)
+    if not push:
+        return registry.repository(reference.repository)
+    return registry.repository(reference.repository, push=True, mount_from=mount_candidates(app.store, reference))
 
 
 def user_policy(settings: Settings) -> Path:
-    """Where ``trust add`` writes."""
     return settings.policy or settings.config_directory / "policy.toml"
+
+
+def editable_policy(settings: Settings) -> Path:
+    """Where ``trust add`` and its like write. Raises PolicyRefusedError where what they write would not count."""
+    from modelpack.policy import locked_policy
+
+    path = user_policy(settings)
+    locked_policy(SYSTEM_POLICY, overridden_by=() if path == SYSTEM_POLICY else (str(path),))
+    return path
 
 
 def policy_path(settings: Settings) -> Path | None:

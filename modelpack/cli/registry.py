@@ -4,13 +4,18 @@ import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from modelpack.cli.app import App, command
-from modelpack.cli.progress import human_size
-from modelpack.errors import InvalidInputError
+from modelpack.cli.app import App, command, read_file
+from modelpack.cli.transfers import Stopwatch, jobs_option, limit_rate_option
+from modelpack.errors import InvalidInputError, UnsupportedError
 from modelpack.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from modelpack.formats import Model
+    from modelpack.oci.digest import Digest
 
 
 @command("push")
@@ -18,8 +23,17 @@ from modelpack.oci.reference import Reference
 @click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME) on the way.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
-@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
-def push(app: App, reference: str, key: str | None, password_file: Path | None, plain_http: bool, jobs: int) -> None:
+@jobs_option
+@limit_rate_option
+def push(
+    app: App,
+    reference: str,
+    key: str | None,
+    password_file: Path | None,
+    plain_http: bool,
+    jobs: int,
+    limit_rate: int | None,
+) -> None:
     """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last.
 
     --sign also attests the provenance and the bill of materials of what was built here.
@@ -37,7 +51,8 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
             f"{stored.reference} names no registry: modelpack tag it registry.example.com/... first"
         )
     local = app.store.repository(stored.reference.name)
-    remote = open_remote(app, stored.reference, plain_http=plain_http, push=True)
+    remote = open_remote(app, stored.reference, plain_http=plain_http, push=True, rate_limit=limit_rate)
+    stopwatch = Stopwatch(remote.traffic)
     attested = []
     if private:
         # In the store first, so that the tag of the registry never names anything unsigned.
@@ -53,10 +68,11 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
         "blobs_skipped": result.blobs_skipped,
         "bytes_copied": result.bytes_copied,
         "referrers_copied": result.referrers_copied,
+        "transfer": stopwatch.report(result),
         "signed_by": private.public.id if private else None,
         "attested": [one.predicate_type for one in attested],
     }
-    app.note(f"sent {human_size(result.bytes_copied)}; {result.blobs_skipped} blobs were there already")
+    app.note(stopwatch.sentence("sent", result))
     app.answer(document, f"{stored.reference.tagged}@{result.descriptor.digest}")
 
 
@@ -71,7 +87,9 @@ def push(app: App, reference: str, key: str | None, password_file: Path | None, 
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock file for --frozen.  [default: modelpack.lock]")
 @click.option("--allow-rollback", is_flag=True, help="Take what is older than what this tag was before.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
-@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Also put its files into this folder.")
+@jobs_option
+@limit_rate_option
 def pull(
     app: App,
     reference: str,
@@ -82,7 +100,9 @@ def pull(
     lock: Path | None,
     allow_rollback: bool,
     plain_http: bool,
+    output: Path | None,
     jobs: int,
+    limit_rate: int | None,
 ) -> None:
     """Fetch a model whose signature the policy, or --key, allows.
 
@@ -99,6 +119,7 @@ def pull(
     from modelpack.policy import Policy
     from modelpack.receipt import Receipt, write_receipt
     from modelpack.rollback import remember, require_no_rollback
+    from modelpack.store.export import check_export, export_files
     from modelpack.trust import Verdict, check_trust
 
     if insecure_skip_verify and (keys or frozen):
@@ -110,7 +131,8 @@ def pull(
     now = datetime.now(UTC)
     with refusing_download(wanted, rules):
         locked = Lock.load(lock or DEFAULT_LOCK).find(wanted) if frozen else None
-    remote = open_remote(app, wanted, plain_http=plain_http)
+    remote = open_remote(app, wanted, plain_http=plain_http, rate_limit=limit_rate)
+    stopwatch = Stopwatch(remote.traffic)
     descriptor = remote.resolve(str(locked.digest) if locked else wanted.selector)
     if insecure_skip_verify:
         app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
@@ -126,23 +148,37 @@ def pull(
             app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
         else:
             app.progress.warn(f"{wanted} is not verified ({verdict.rule})")
-    catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
+    _, model = catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
+    if output:
+        # What lies in the way is known before anything is fetched.
+        check_export(app.store.blobs, _files(model), output)
     local = app.store.repository(wanted.name)
     tag = None if wanted.digest else wanted.selector
     result = transfer.copy(remote, local, descriptor, tag=tag, jobs=jobs, progress=app.progress)
     write_receipt(app.store, descriptor, Receipt(wanted, verdict, is_locked=frozen))
     if not frozen:
         remember(app.store, wanted, verdict)
+    written = export_files(app.store.blobs, _files(model), output) if output else ()
     document = {
         "reference": str(wanted),
         "digest": str(descriptor.digest),
         "blobs_copied": result.blobs_copied,
         "blobs_skipped": result.blobs_skipped,
         "bytes_copied": result.bytes_copied,
+        "transfer": stopwatch.report(result),
+        "files": [str(path) for path in written],
         "trust": verdict.to_json(),
     }
+    app.note(stopwatch.sentence("received", result))
     app.answer(document, f"{wanted.tagged if tag else wanted.name}@{descriptor.digest}")
     app.hint(f"next: modelpack run {wanted} 'Hello!'")
+
+
+def _files(model: "Model") -> "dict[str, Digest]":
+    """A model's files by their names, which are safe. Raises UnsupportedError for those inside archives."""
+    if model.packed:
+        raise UnsupportedError("the files of this model are inside archives: pull it without --output, then unpack it")
+    return {file.name: file.digest for file in model.files}
 
 
 @command("login")
@@ -201,27 +237,71 @@ def registry() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
 @click.option("--read-only", is_flag=True, help="Refuse pushes and deletes.")
-def serve(app: App, host: str, port: int, read_only: bool) -> None:
+@click.option("--user", help="Ask for this user, and the password of --password-file.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="Holds the password of --user.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Speak TLS with this certificate chain (PEM).")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM, not encrypted).")
+def serve(
+    app: App,
+    host: str,
+    port: int,
+    read_only: bool,
+    user: str | None,
+    password_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> None:
     """Serve the store over the OCI distribution API, for this machine or, with --host, for a LAN.
 
-    Speaks plain HTTP and asks nobody who they are: on a LAN everybody may pull, and push unless --read-only.
+    Without --user it asks nobody who they are: on a LAN everybody may pull, and push unless --read-only. Without
+    --tls-cert it speaks plain HTTP, in which a password can be read on the way.
 
     \b
     modelpack registry serve --port 5000
     modelpack push localhost:5000/team/model:v1
+    modelpack registry serve --host 0.0.0.0 --read-only --user team --password-file pw --tls-cert c.pem --tls-key k.pem
     """
     from modelpack import embedded_registry
 
+    if (user is None) != (password_file is None):
+        raise InvalidInputError("--user and --password-file belong together")
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInputError("--tls-cert and --tls-key belong together")
+    account = embedded_registry.Account(user, _read_password(password_file)) if user and password_file else None
+    certificate = (tls_cert, tls_key) if tls_cert and tls_key else None
+
     def ready(port: int) -> None:
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = f"http{'s' if certificate else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         app.answer({"url": address}, address)
         sys.stdout.flush()
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if host in ("127.0.0.1", "localhost", "::1"):
+            return
+        if account is None:
             app.progress.warn(f"everybody who reaches {host} may pull{'' if read_only else ' and push'}")
+        elif certificate is None:
+            app.progress.warn("without --tls-cert the password can be read on the way")
 
     # Being told to stop is how a server ends well.
     with contextlib.suppress(KeyboardInterrupt):
-        embedded_registry.serve(app.store, host=host, port=port, read_only=read_only, on_ready=ready)
+        embedded_registry.serve(
+            app.store,
+            host=host,
+            port=port,
+            read_only=read_only,
+            account=account,
+            certificate=certificate,
+            on_ready=ready,
+        )
+
+
+_MAX_PASSWORD = 4096
+
+
+def _read_password(path: Path) -> str:
+    try:
+        return read_file(path, limit=_MAX_PASSWORD).decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text") from error
 
 
 registry.add_command(serve)

@@ -9,6 +9,8 @@ from pathlib import Path
 from modelpack.errors import InvalidInputError
 
 _TEXT_KEYS = ("store", "policy", "work_dir", "authfile", "ca_file", "progress")
+# Lists are only in the file: registries without TLS, and token servers that may get credentials of other sites.
+_HOST_LISTS = ("plain_http", "trusted_realms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Settings:
     ca_file: Path | None = None
     progress: str = "auto"
     plain_http: frozenset[str] = frozenset()
+    trusted_realms: frozenset[str] = frozenset()
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -40,9 +43,12 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: str | N
         if not isinstance(value, str):
             raise InvalidInputError(f"{path}: {key} is not a string")
         values[key] = value
-    plain_http = stored.get("plain_http", [])
-    if not isinstance(plain_http, list) or not all(isinstance(host, str) for host in plain_http):
-        raise InvalidInputError(f"{path}: plain_http is not a list of registries")
+
+    def hosts_of(key: str) -> frozenset[str]:
+        hosts = stored.get(key, [])
+        if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+            raise InvalidInputError(f"{path}: {key} is not a list of hosts")
+        return frozenset(hosts)
 
     def path_of(key: str) -> Path | None:
         return Path(values[key]).expanduser().absolute() if key in values else None
@@ -55,7 +61,8 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: str | N
         authfile=path_of("authfile"),
         ca_file=path_of("ca_file"),
         progress=values.get("progress", "auto"),
-        plain_http=frozenset(plain_http),
+        plain_http=hosts_of("plain_http"),
+        trusted_realms=hosts_of("trusted_realms"),
         environment=environment,
     )
 
@@ -71,11 +78,10 @@ def _read(path: Path) -> dict[str, object]:
         document: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInputError(f"{path} is not TOML: {error}") from error
-    unknown = sorted(set(document) - {*_TEXT_KEYS, "plain_http"})
+    known = (*_TEXT_KEYS, *_HOST_LISTS)
+    unknown = sorted(set(document) - set(known))
     if unknown:
-        raise InvalidInputError(
-            f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(_TEXT_KEYS)}, plain_http"
-        )
+        raise InvalidInputError(f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(known)}")
     return document
 
 

@@ -215,8 +215,23 @@ def tag(app: App, source: str, target: str) -> None:
 
 @command("rm")
 @click.argument("references", nargs=-1, required=True, metavar="REF...")
-def remove(app: App, references: tuple[str, ...]) -> None:
-    """Remove models from the store, with their signatures and every byte that no other model needs."""
+@click.option("--remote", is_flag=True, help="Remove from the registry instead: a tag, or by digest a manifest.")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+def remove(app: App, references: tuple[str, ...], remote: bool, plain_http: bool) -> None:
+    """Remove models from the store, with their signatures and every byte that no other model needs.
+
+    With --remote, from their registries; the store keeps its own. Many registries delete no tags, only manifests by
+    their digest, and free the space when their own clean-up runs.
+    """
+    from modelpack.cli.places import open_remote
+
+    if remote:
+        for reference in map(Reference.parse, references):
+            if not (reference.tag or reference.digest):
+                raise InvalidInputError(f"{reference} names no tag and no digest: what is removed must be said")
+            open_remote(app, reference, plain_http=plain_http, push=True).delete(reference.selector)
+        app.answer({"removed": list(references), "bytes": 0}, "\n".join(references))
+        return
     removed: list[str] = []
     freed = 0
     for text in references:

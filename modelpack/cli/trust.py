@@ -8,13 +8,15 @@ import click
 
 from modelpack.cli.app import App, command, read_file
 from modelpack.cli.key import ask_password, load_private_key
-from modelpack.cli.places import MAX_KEY_SIZE, load_policy, open_remote, policy_path, user_policy
+from modelpack.cli.places import MAX_KEY_SIZE, editable_policy, load_policy, open_remote, policy_path
 from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.oci.reference import Reference
 
 if TYPE_CHECKING:
     from modelpack.oci.manifest import Descriptor
     from modelpack.oci.target import Target
+
+_MAX_TRUST_CONFIG = 4 << 20
 
 
 @command("keygen")
@@ -41,7 +43,9 @@ def keygen(app: App, out: Path, password_file: Path | None, no_password: bool) -
 
 @command("sign")
 @click.argument("reference", metavar="REF")
-@click.option("--key", required=True, help="The private key: a file, env:NAME, or a pkcs11: URI.")
+@click.option("--key", help="The private key: a file, env:NAME, or a pkcs11: URI.")
+@click.option("--keyless", is_flag=True, help="Sign as the CI job that this is, with a certificate instead of a key.")
+@click.option("--trust-config", type=click.Path(path_type=Path), help="A private sigstore instance for --keyless.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("-a", "--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Signed along with it.")
 @click.option("--expires", help="When the signature stops counting: 90d, 12h, 4w.")
@@ -53,7 +57,9 @@ def keygen(app: App, out: Path, password_file: Path | None, no_password: bool) -
 def sign(
     app: App,
     reference: str,
-    key: str,
+    key: str | None,
+    keyless: bool,
+    trust_config: Path | None,
     password_file: Path | None,
     annotations: tuple[str, ...],
     expires: str | None,
@@ -69,6 +75,9 @@ def sign(
     a tag alone, the registry must still name by it what the store has: add @sha256:... to sign something else.
     What was built here also gets its provenance and its bill of materials attested.
 
+    --keyless takes the OIDC token of a CI job to sigstore, whose logs are public: the job's identity and the digest
+    stay there for everybody to read.
+
     \b
     modelpack sign registry.example.com/team/model:v1 --key team.key
     modelpack sign registry.example.com/team/model:v1 --key team.key --bundle model.sigstore.json --no-upload
@@ -78,12 +87,22 @@ def sign(
     from modelpack.signing import signature
     from modelpack.signing.candidate import signed_reference
 
+    if (key is None) is not keyless:
+        raise InvalidInputError("sign with --key KEY, or with --keyless, one of the two")
+    if trust_config and not keyless:
+        raise InvalidInputError("--trust-config names the services of --keyless")
+    if keyless and (bundle_file or password_file):
+        raise InvalidInputError("--keyless has no key, and hangs its bundle on the artifact")
     if no_upload and not bundle_file:
         raise InvalidInputError("--no-upload without --bundle would sign for nobody: name the file with --bundle")
     wanted = Reference.parse(reference)
     pairs = dict(_pair(text) for text in annotations)
     now = datetime.now(UTC)
     until = now + _duration(expires) if expires else None
+    if key is None:
+        place = place_to_sign(app, wanted, local=local, plain_http=plain_http)
+        _sign_keyless(app, *place, trust_config, signed_at=now, annotations=pairs, expires=until)
+        return
     private = load_private_key(app, key, password_file)
     target, wanted, descriptor = place_to_sign(app, wanted, local=local, plain_http=plain_http, push=not no_upload)
     document: dict[str, object] = {
@@ -118,6 +137,35 @@ def sign(
             "attested": [one.predicate_type for one in attested],
         }
     app.answer(document, f"{document['reference']}@{descriptor.digest}")
+
+
+def _sign_keyless(
+    app: App,
+    target: "Target",
+    wanted: Reference,
+    descriptor: "Descriptor",
+    trust_config: Path | None,
+    *,
+    signed_at: datetime,
+    annotations: dict[str, str],
+    expires: datetime | None,
+) -> None:
+    from modelpack.signing.keyless import KeylessSigner, ambient_token
+
+    config = read_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
+    signer = KeylessSigner(ambient_token(), config)
+    app.progress.warn(signer.disclosure)
+    signed = signer.sign(target, wanted, descriptor, signed_at=signed_at, annotations=annotations, expires=expires)
+    document = {
+        "reference": signed.reference,
+        "digest": str(descriptor.digest),
+        "key_id": str(signed.identity),
+        "written": ["bundle"],
+        "found": [],
+        "attested": [],
+        "log_index": signed.log_index,
+    }
+    app.answer(document, f"{signed.reference}@{descriptor.digest}")
 
 
 def place_to_sign(
@@ -180,7 +228,7 @@ def trust_add(app: App, name: str, public_key: Path, match: str) -> None:
     from modelpack.signing.keys import PublicKey
 
     pem = read_file(public_key, limit=MAX_KEY_SIZE)
-    path = user_policy(app.settings)
+    path = editable_policy(app.settings)
     add_key_rule(path, name, pem, match)
     identity = PublicKey.load(pem).id
     app.answer({"policy": str(path), "name": name, "match": match, "id": identity}, f"{name} {identity} {match}")
@@ -202,15 +250,13 @@ def trust_list(app: App) -> None:
             {
                 "match": rule.match,
                 "threshold": rule.threshold,
-                "signers": [
-                    {"name": signer.name, "id": signer.key.id, "status": signer.status} for signer in rule.signers
-                ],
+                "signers": [{"name": signer.name, "id": signer.id, "status": signer.status} for signer in rule.signers],
             }
             for rule in policy.rules
         ],
     }
     rows = [
-        (rule.match, str(rule.threshold), signer.name, signer.status, signer.key.id)
+        (rule.match, str(rule.threshold), signer.name, signer.status, signer.id)
         for rule in policy.rules
         for signer in rule.signers
     ]
@@ -218,5 +264,44 @@ def trust_list(app: App) -> None:
     app.table(document, ("MATCH", "THRESHOLD", "SIGNER", "STATUS", "KEY"), rows)
 
 
+@command("remove")
+@click.argument("name")
+def trust_remove(app: App, name: str) -> None:
+    """Take a key or an identity out of the policy, and rules that name nobody else with it.
+
+    For a key that is in wrong hands there is modelpack trust revoke, which remembers it.
+    """
+    from modelpack.policy import remove_signer
+
+    path = editable_policy(app.settings)
+    remove_signer(path, name)
+    app.answer({"policy": str(path), "name": name}, name)
+
+
+@command("revoke")
+@click.argument("name")
+def trust_revoke(app: App, name: str) -> None:
+    """Mark a key as revoked: nothing that it signed counts any more. Says which stored models have its signature.
+
+    They stay in the store, and run only if somebody else whom the policy asks for has signed them as well.
+    """
+    from modelpack.policy import revoke_key
+    from modelpack.receipt import signed_by
+
+    path = editable_policy(app.settings)
+    key = revoke_key(path, name)
+    models = signed_by(app.store, key.key)
+    document = {
+        "policy": str(path),
+        "name": name,
+        "id": key.id,
+        "models": [{"reference": str(one.reference), "digest": str(one.descriptor.digest)} for one in models],
+    }
+    app.answer(document, "\n".join(f"{one.reference}@{one.descriptor.digest}" for one in models))
+    app.note(f"{name} ({key.id}) is revoked in {path}; {len(models)} stored models have its signature")
+
+
 trust.add_command(trust_add)
 trust.add_command(trust_list)
+trust.add_command(trust_remove)
+trust.add_command(trust_revoke)

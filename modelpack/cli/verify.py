@@ -13,6 +13,9 @@ from modelpack.errors import NotFoundError
 from modelpack.oci.reference import Reference
 
 if TYPE_CHECKING:
+    from modelpack.oci.manifest import Descriptor
+    from modelpack.oci.target import Source
+    from modelpack.policy import Policy
     from modelpack.signing.keys import PrivateKey
     from modelpack.smoke.report import SmokeReport
     from modelpack.verify import VerifyReport
@@ -28,6 +31,14 @@ _MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
 @click.option("--trust-only", is_flag=True, help="Signatures alone, of any OCI artifact; nothing else is fetched.")
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --trust-only: a signature in a file.",
+)
+@click.option("--local", is_flag=True, help="Only what is in the store; no registry is asked for anything.")
 @click.option("--smoke", "smoke_file", type=click.Path(path_type=Path), help="A suite of prompts in TOML.")
 @click.option("--no-smoke", is_flag=True, help="Do not load the model.")
 @click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto", show_default=True, help="Where.")
@@ -44,6 +55,8 @@ def verify(
     keys: tuple[Path, ...],
     policy: Path | None,
     trust_only: bool,
+    bundles: tuple[Path, ...],
+    local: bool,
     smoke_file: Path | None,
     no_smoke: bool,
     device: Literal["auto", "gpu", "cpu"],
@@ -73,10 +86,14 @@ def verify(
     from modelpack.cli.places import load_policy, open_remote
     from modelpack.errors import InvalidInputError
     from modelpack.policy import Policy
-    from modelpack.trust import check_trust
+    from modelpack.receipt import verify_again
 
     if trust_only and smoke_file:
         raise InvalidInputError("--trust-only loads no model, so it has no use for --smoke")
+    if bundles and not trust_only:
+        raise InvalidInputError("--bundle goes with --trust-only: a signature in a file stays no part of the model")
+    if local and attest_key:
+        raise InvalidInputError("--attest sends the report to the registry, which --local does not ask")
     if attest_key and (trust_only or no_smoke):
         raise InvalidInputError("--attest signs the smoke report, so the model has to be loaded")
     private = load_private_key(app, attest_key, password_file) if attest_key else None
@@ -86,17 +103,19 @@ def verify(
     try:
         stored = app.store.find(wanted)
     except NotFoundError as error:
-        if not trust_only or wanted.registry is None:
+        if not trust_only or local or wanted.registry is None:
             error.add_note(f"modelpack pull {wanted} fetches it; --trust-only checks signatures in the registry")
             raise
         remote = open_remote(app, wanted, plain_http=plain_http)
         descriptor = remote.resolve(wanted.selector)
-        verdict = check_trust(remote, wanted, descriptor, rules, now=now)
-        _answer(app, library.VerifyReport(wanted, descriptor, verdict))
+        _answer_trust(app, remote, wanted, descriptor, rules, bundles, now=now)
         return
-    source = app.store.repository(stored.reference.name)
-    verdict = check_trust(source, stored.reference, stored.descriptor, rules, now=now)
-    report = library.VerifyReport(stored.reference, stored.descriptor, verdict)
+    if bundles:
+        held = app.store.repository(stored.reference.name)
+        _answer_trust(app, held, stored.reference, stored.descriptor, rules, bundles, now=now)
+        return
+    renewed = verify_again(app.store, stored.reference, stored.descriptor, rules, now=now)
+    report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict)
     if not trust_only:
         content = library.rehash(app.store, stored.reference, stored.descriptor, progress=app.progress)
         smoke = None
@@ -118,7 +137,7 @@ def verify(
                 ),
                 progress=app.progress,
             )
-        report = library.VerifyReport(stored.reference, stored.descriptor, verdict, content, smoke)
+        report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict, content, smoke)
     attested = _attest(app, report, private, smoke_file, device, plain_http=plain_http) if private else None
     _answer(app, report, attested)
     if report.smoke:
@@ -177,6 +196,27 @@ def _attest(
         "key_id": attested.key_id,
         "sent": is_sent,
     }
+
+
+def _answer_trust(
+    app: App,
+    source: "Source",
+    reference: Reference,
+    descriptor: "Descriptor",
+    rules: "Policy",
+    bundles: tuple[Path, ...],
+    *,
+    now: datetime,
+) -> None:
+    """The signatures alone, those in files as well."""
+    from modelpack.signing.carried import with_bundles
+    from modelpack.signing.envelope import MAX_BUNDLE_SIZE
+    from modelpack.trust import check_trust
+    from modelpack.verify import VerifyReport
+
+    carried = [read_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
+    verdict = check_trust(with_bundles(source, descriptor, carried), reference, descriptor, rules, now=now)
+    _answer(app, VerifyReport(reference, descriptor, verdict))
 
 
 def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None = None) -> None:

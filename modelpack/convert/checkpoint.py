@@ -4,6 +4,7 @@ Reads headers and small files, each within a limit, and never code or pickle. Wh
 leads out of the directory, or ask for code of its own to be run.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,11 @@ MAX_TEXT_SIZE = 4 << 20
 MAX_INDEX_SIZE = 64 << 20
 MAX_SHARDS = 4096
 
+MAX_CHAT_TEMPLATES = 64
+
 _INDEX = "model.safetensors.index.json"
+_FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
@@ -37,8 +42,8 @@ class Checkpoint:
     def open(cls, directory: Path) -> "Checkpoint":
         """Read config.json, the model card and the safetensors headers; no weights.
 
-        Raises NotFoundError, InvalidCheckpointError, and UnsupportedError for pickled weights, for quantized ones and
-        for a repository that wants its own code to be run.
+        Raises NotFoundError, InvalidCheckpointError, and UnsupportedError for pickled weights and for quantized ones,
+        but for FP8 with scales, which is as good as what it was made from.
         """
         if not directory.is_dir():
             raise NotFoundError(f"there is no checkpoint directory at {directory}")
@@ -46,9 +51,8 @@ class Checkpoint:
         config = files.read_json("config.json", MAX_CONFIG_SIZE)
         if config is None:
             raise InvalidCheckpointError(f"{directory} has no config.json")
-        if config.get("auto_map"):
-            raise UnsupportedError(f"the config.json of {directory} asks for code of its own, which is never run")
-        if config.get("quantization_config"):
+        scheme = config.get("quantization_config")
+        if scheme and not _is_block_scaled(scheme):
             raise UnsupportedError(f"the weights in {directory} are quantized already; convert the original checkpoint")
         card = files.read_text("README.md", MAX_TEXT_SIZE)
         return cls(directory, config, files.read_all_tensors(), parse_model_card(card or ""))
@@ -74,8 +78,51 @@ class Checkpoint:
         return names[0]
 
     @property
+    def asks_for_code(self) -> bool:
+        """Whether the repository brings code of its own that transformers would run. It is never run here."""
+        return bool(self.config.get("auto_map"))
+
+    @property
+    def pooling(self) -> str | None:
+        """How a sentence encoder makes one vector of many: ``mean``, ``cls`` or ``last``; None for other models.
+
+        Read from where sentence-transformers keeps it. Raises UnsupportedError for a way that llama.cpp lacks.
+        """
+        modules = _Files(self.directory).read_json_list("modules.json", MAX_CONFIG_SIZE) or []
+        for module in modules:
+            path, kind = module.get("path"), module.get("type")
+            if isinstance(path, str) and isinstance(kind, str) and kind.endswith("Pooling"):
+                break
+        else:
+            return None
+        if not _FOLDER.fullmatch(path):
+            raise InvalidCheckpointError(f"modules.json names the folder {path[:100]!r}, which is not one of its own")
+        settings = self.read_json(f"{path}/config.json") or {}
+        for key, name in _POOLING.items():
+            if settings.get(key) is True or settings.get("pooling_mode") == name:
+                return name.removesuffix("token")
+        raise UnsupportedError(f"{path}/config.json pools in a way that llama.cpp does not know")
+
+    @property
+    def additional_chat_templates(self) -> dict[str, str]:
+        """By name, what lies in the folder of that name beside chat_template.jinja."""
+        folder = self.directory / "additional_chat_templates"
+        names = sorted(path.name for path in folder.glob("*.jinja")) if folder.is_dir() else []
+        if len(names) > MAX_CHAT_TEMPLATES:
+            raise InvalidCheckpointError(f"{folder} has more than {MAX_CHAT_TEMPLATES} templates")
+        texts = {name: self.read_text(f"additional_chat_templates/{name}") for name in names}
+        return {name.removesuffix(".jinja"): text for name, text in texts.items() if text is not None}
+
+    @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        names = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        names = (
+            "tokenizer.model",
+            "sentencepiece.bpe.model",
+            "spiece.model",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        )
         return tuple(path for name in names if (path := _Files(self.directory).find(name)))
 
     @property
@@ -145,6 +192,17 @@ class _Files:
         except InvalidContentError as error:
             raise InvalidCheckpointError(str(error)) from error
 
+    def read_json_list(self, name: str, limit: int) -> list[dict[str, Any]] | None:
+        content = self.read_bytes(name, limit)
+        try:
+            # strict_json reads objects only.
+            wrapped = None if content is None else b'{"list":' + content + b"}"
+            document = {} if wrapped is None else strict_json.parse_object(wrapped, what=str(self.directory / name))
+        except InvalidContentError as error:
+            raise InvalidCheckpointError(str(error)) from error
+        value = document.get("list", [])
+        return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
     def read_all_tensors(self) -> dict[str, StoredTensor]:
         weight_map = self._read_index()
         names = sorted(set(weight_map.values())) if weight_map is not None else self._list_shards()
@@ -192,3 +250,7 @@ class _Files:
         # In the hub's own cache a snapshot is a directory of links to blobs beside it.
         if self.directory.absolute().parent.name == "snapshots":
             yield self.directory.absolute().parent.parent.resolve() / "blobs"
+
+
+def _is_block_scaled(scheme: object) -> bool:
+    return isinstance(scheme, dict) and scheme.get("quant_method") == "fp8"

@@ -4,7 +4,8 @@ The output equals that of upstream's ``convert_hf_to_gguf.py`` (in the llama.cpp
 byte, but for what ``tests/data/conversion/README.md`` lists.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,23 +14,28 @@ from typing import Any
 import gguf
 import numpy as np
 
+from modelpack.convert import fp8
 from modelpack.convert.architectures import Architecture, find_architecture
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.config import Config
-from modelpack.convert.metadata import add_general, add_hyperparameters
+from modelpack.convert.hyperparameters import FILE_TYPES
+from modelpack.convert.metadata import add_general
 from modelpack.convert.special_tokens import read_special_tokens
-from modelpack.convert.tensor import Shards
-from modelpack.convert.tokenizer import Vocabulary
+from modelpack.convert.tensor import Shards, Tensor, stack
+from modelpack.convert.vocabulary import Vocabulary
 from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, write_file
-from modelpack.errors import InvalidCheckpointError, InvalidInputError
+from modelpack.errors import InvalidCheckpointError, InvalidInputError, UnknownArchitectureError
 from modelpack.progress import SILENT, Progress
 
-FILE_TYPES = {
-    "F32": gguf.LlamaFileType.ALL_F32,
-    "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
-}
-"""What a checkpoint can be converted to; anything smaller is llama.cpp's work (``modelpack.quantize``)."""
+_BLOCK = re.compile(r"((?:enc\.)?blk\.)(\d+)", re.ASCII)
+# llama.cpp computes with these in F32 only, whatever the file's type; with vectors, too.
+_ALWAYS_F32 = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +75,13 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
 
     Raises UnknownArchitectureError, InvalidCheckpointError, UnsupportedError, InvalidInputError.
     """
-    architecture = find_architecture(checkpoint.architecture)
-    config = architecture.config(checkpoint.config)
+    architecture = _find_architecture(checkpoint)
     file_type = _choose_type(checkpoint, file_type)
+    config = architecture.config(checkpoint.config, file_type=file_type, pooling=checkpoint.pooling)
     shards = Shards()
-    tensors = _plan_tensors(architecture, checkpoint, config, shards, file_type)
-    vocabulary = _read_vocabulary(architecture, checkpoint, config)
-    _check_tensors(tensors, config, vocabulary)
+    tensors = _plan_tensors(architecture, checkpoint, config, shards)
+    vocabulary = _read_vocabulary(architecture, checkpoint, config, tensors)
+    _check_tensors(architecture, tensors, config, vocabulary)
 
     writer = gguf.GGUFWriter(None, architecture.gguf_name)
     for planned in tensors:  # the writer counts parameters; it never sees the weights
@@ -87,12 +93,14 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
         config=checkpoint.config,
         generation=checkpoint.read_json("generation_config.json") or {},
     )
-    add_hyperparameters(writer, config)
-    writer.add_file_type(FILE_TYPES[file_type])
-    architecture.add_hyperparameters(writer, config)
+    for add in architecture.hyperparameters:
+        add(writer, config)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for add in architecture.before_vocabulary:
+        add(writer, config)
     _add_vocabulary(writer, checkpoint, vocabulary)
-    architecture.add_special_tokens(writer, config)
+    for add in architecture.special_tokens:
+        add(writer, config)
     values = writer.kv_data[0]
     return ConversionPlan(
         architecture=architecture.gguf_name,
@@ -112,6 +120,17 @@ def run_conversion(plan: ConversionPlan, path: Path, *, progress: Progress = SIL
     write_file(path, plan.header, plan.tensors, forget=plan.shards.forget, progress=progress)
 
 
+def _find_architecture(checkpoint: Checkpoint) -> Architecture:
+    try:
+        return find_architecture(checkpoint.architecture)
+    except UnknownArchitectureError as error:
+        if checkpoint.asks_for_code:
+            raise UnknownArchitectureError(
+                f"{error}; its config.json asks for code of its own, which is never run"
+            ) from None
+        raise
+
+
 def _choose_type(checkpoint: Checkpoint, file_type: str | None) -> str:
     if file_type is not None:
         if file_type.upper() not in FILE_TYPES:
@@ -125,45 +144,97 @@ def _choose_type(checkpoint: Checkpoint, file_type: str | None) -> str:
 
 
 def _plan_tensors(
-    architecture: Architecture, checkpoint: Checkpoint, config: Config, shards: Shards, file_type: str
+    architecture: Architecture, checkpoint: Checkpoint, config: Config, shards: Shards
 ) -> list[PlannedTensor]:
-    planned = [PlannedTensor(name, "F32", tensor) for name, tensor in architecture.extra_tensors(config)]
-    for hf_name, stored in checkpoint.tensors.items():
-        mapped = architecture.map_tensor(hf_name)
-        if mapped is None:
-            continue
-        name, operation = mapped
-        tensor = shards.tensor(hf_name, stored)
-        if operation is not None:
-            tensor = operation(tensor, config)
-        # llama.cpp computes with vectors in F32 only, whatever the file's type.
-        is_vector = len(tensor.shape) == 1 or name.endswith("_norm.weight") or not name.endswith(".weight")
-        planned.append(PlannedTensor(name, "F32" if is_vector else file_type, tensor))
+    # What is to be stacked stands, by what its members' names share, where the last of them lies.
+    entries: list[tuple[str, Tensor] | str] = list(architecture.extra_tensors(config))
+    stacks: dict[str, dict[str, dict[int, Tensor]]] = {}
+    for hf_name, tensor in _open_tensors(checkpoint, shards):
+        for mapped in architecture.map_tensor(hf_name, config):
+            if mapped.stack is None:
+                entries.append((mapped.name, mapped.operation(tensor, config) if mapped.operation else tensor))
+            else:
+                stacks.setdefault(mapped.stack, {}).setdefault(mapped.name, {})[mapped.position] = tensor
+                entries.append(mapped.stack)
+    last = {entry: place for place, entry in enumerate(entries) if isinstance(entry, str)}
+    placed: list[tuple[str, Tensor]] = []
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            placed.append(entry)
+        elif last[entry] == place:
+            placed += [(name, stack(_in_order(name, members))) for name, members in stacks[entry].items()]
+    planned = []
+    for name, tensor in placed:
+        is_plain = len(tensor.shape) == 1 or not name.endswith(".weight") or name.endswith(_ALWAYS_F32)
+        planned.append(PlannedTensor(name, "F32" if is_plain else config.file_type, tensor))
     return planned
 
 
-def _check_tensors(tensors: Sequence[PlannedTensor], config: Config, vocabulary: Vocabulary) -> None:
+def _open_tensors(checkpoint: Checkpoint, shards: Shards) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's tensors, FP8 with its scales applied."""
+    for name, stored in checkpoint.tensors.items():
+        if name.endswith(fp8.SCALE_SUFFIX) and name.removesuffix(fp8.SCALE_SUFFIX) in checkpoint.tensors:
+            continue
+        tensor = shards.tensor(name, stored)
+        if stored.dtype == "F8_E4M3":
+            scales = checkpoint.tensors.get(name + fp8.SCALE_SUFFIX)
+            if scales is None:
+                raise InvalidCheckpointError(f"tensor {name[:200]!r} is FP8 and has no scales")
+            scale = shards.tensor(name + fp8.SCALE_SUFFIX, scales)
+            tensor = fp8.scaled(name, tensor, scale, fp8.block_size(checkpoint.config))
+        yield name, tensor
+
+
+def _in_order(name: str, tensors: Mapping[int, Tensor]) -> list[Tensor]:
+    missing = next((number for number in range(len(tensors)) if number not in tensors), None)
+    if missing is not None:
+        raise InvalidCheckpointError(f"the checkpoint has no tensor for number {missing} of {name}")
+    return [tensors[number] for number in range(len(tensors))]
+
+
+def _check_tensors(
+    architecture: Architecture, tensors: Sequence[PlannedTensor], config: Config, vocabulary: Vocabulary
+) -> None:
     """Find out now what llama.cpp would find out when it loads the file."""
     shapes = {planned.name: planned.tensor.shape for planned in tensors}
     if len(shapes) != len(tensors):
         raise InvalidCheckpointError("two of the checkpoint's tensors are the same one to llama.cpp")
     for name in ("token_embd.weight", "output.weight"):
-        expected = (len(vocabulary.tokens), config.integer("hidden_size"))
+        expected = (len(vocabulary.tokens), config.width)
         if shapes.get(name, expected) != expected:
             raise InvalidCheckpointError(f"{name} has the shape {list(shapes[name])}, not {list(expected)}")
-    first = {name.removeprefix("blk.0.") for name in shapes if name.startswith("blk.0.")}
-    required = ["token_embd.weight", "output_norm.weight"]
-    required += [f"blk.{block}.{name}" for block in range(config.integer("num_hidden_layers")) for name in first]
-    missing = next((name for name in required if name not in shapes), None)
-    if missing or not first:
+    experts = config.find_integer("num_local_experts", "num_experts", "n_routed_experts")
+    for name, shape in shapes.items():
+        if name.endswith("_exps.weight") and shape[0] != experts:
+            raise InvalidCheckpointError(f"{name} has {shape[0]} experts, not {experts}")
+    targets = [target for target in architecture.tensors.values() if isinstance(target, str)]
+    required = {
+        f"{target}.weight" for target in targets if "{block}" not in target and target not in architecture.optional
+    }
+    in_blocks: set[str] = set()
+    for name in shapes:
+        pattern = _BLOCK.sub(r"\1{block}", name)
+        if pattern != name and pattern.rpartition(".")[0] not in architecture.optional:
+            in_blocks.add(pattern)
+    wanted = [name.replace("{block}", str(block)) for block in range(config.blocks) for name in sorted(in_blocks)]
+    missing = next((name for name in (*sorted(required), *wanted) if name not in shapes), None)
+    if missing or not in_blocks:
         raise InvalidCheckpointError(f"the checkpoint has no tensor for {missing or 'blk.0'}")
-    if extra := shapes.keys() - {*required, "output.weight", "rope_freqs.weight"}:
-        raise InvalidCheckpointError(f"the checkpoint has a tensor for {min(extra)}, of a block that there is not")
+    for name in shapes:
+        block = _BLOCK.match(name)
+        if block and int(block[2]) >= config.blocks:
+            raise InvalidCheckpointError(f"the checkpoint has a tensor for {name}, of a block that there is not")
 
 
-def _read_vocabulary(architecture: Architecture, checkpoint: Checkpoint, config: Config) -> Vocabulary:
+def _read_vocabulary(
+    architecture: Architecture, checkpoint: Checkpoint, config: Config, tensors: Sequence[PlannedTensor]
+) -> Vocabulary:
+    size = config.find_integer("vocab_size")
+    if checkpoint.config.get("vocab_size") is None:
+        # The class's default is a guess; the embeddings know.
+        size = next((planned.tensor.shape[0] for planned in tensors if planned.name == "token_embd.weight"), size)
     for read in architecture.vocabularies:
-        vocabulary = read(checkpoint, config.find_integer("vocab_size"))
+        vocabulary = read(checkpoint, size)
         if vocabulary is not None:
             return vocabulary
     raise InvalidCheckpointError(f"{checkpoint.directory} has no tokenizer that modelpack reads")
@@ -178,6 +249,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
+    for field_name, value in vocabulary.settings:
+        getattr(writer, f"add_{field_name}")(value)
     special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
@@ -189,3 +262,5 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
             getattr(writer, f"add_add_{kind}_token")(is_added)
     if special.chat_template is not None:
         writer.add_chat_template(special.chat_template)
+    for key, value in special.normalizer.items():  # PyPI's gguf has no name for these keys yet
+        writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)

@@ -53,9 +53,7 @@ def block_count(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_block_count(config.blocks)
 
 
-context_length = count(
-    "context_length", "max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length"
-)
+context_length = count("context_length", "max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length")
 embedding_length = count("embedding_length", "hidden_size", "n_embd", "dim")
 feed_forward_length = count("feed_forward_length", "intermediate_size", "n_inner", "hidden_dim")
 head_count = count("head_count", "num_attention_heads", "n_head", "n_heads")

@@ -22,6 +22,8 @@ class SpecialTokens:
     ids: dict[str, int] = field(default_factory=dict)
     added: dict[str, bool] = field(default_factory=dict)
     chat_template: ChatTemplate | None = None
+    normalizer: dict[str, bool] = field(default_factory=dict)
+    """``lowercase`` and ``strip_accents``, where tokenizer.json says so."""
 
 
 def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> SpecialTokens:
@@ -34,6 +36,7 @@ def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> Spec
             if kind not in texts and substitute in texts:
                 texts[kind] = texts[substitute]
     special = SpecialTokens(chat_template=_read_chat_template(checkpoint, settings))
+    _read_normalizer(tokenizer.get("normalizer"), special.normalizer)
     for processor in _processors(tokenizer):
         _read_processor(processor, texts, special.added)
     kinds = (*KINDS, *(kind for kind in ("eot", "eom") if kind in texts))
@@ -101,9 +104,12 @@ def _read_template(
 
 
 def _read_chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> ChatTemplate | None:
-    template = settings.get("chat_template")
-    if template is None:
-        template = checkpoint.read_text("chat_template.jinja")
+    """From tokenizer_config.json, or chat_template.jinja with what lies beside it, or chat_template.json."""
+    template: object = settings.get("chat_template")
+    if template is None and (text := checkpoint.read_text("chat_template.jinja")) is not None:
+        more = checkpoint.additional_chat_templates
+        template = [{"name": name, "template": entry} for name, entry in {"default": text, **more}.items()]
+        template = template if more else text
     if template is None:
         template = (checkpoint.read_json("chat_template.json") or {}).get("chat_template")
     if isinstance(template, str):
@@ -114,6 +120,24 @@ def _read_chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         if isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
     ]
     return named or None
+
+
+def _read_normalizer(normalizer: object, found: dict[str, bool]) -> None:
+    """Whether text is put in lower case and loses its accents: what llama.cpp can do of normalizers."""
+    if not isinstance(normalizer, dict):
+        return
+    match normalizer.get("type"):
+        case "Lowercase":
+            found["lowercase"] = True
+        case "StripAccents":
+            found["strip_accents"] = True
+        case "BertNormalizer":
+            found |= {
+                key: normalizer[key] for key in ("lowercase", "strip_accents") if isinstance(normalizer.get(key), bool)
+            }
+        case "Sequence":
+            for step in _dicts(normalizer.get("normalizers")):
+                _read_normalizer(step, found)
 
 
 def _processors(tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:

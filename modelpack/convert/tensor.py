@@ -19,13 +19,18 @@ from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
 Rows = NDArray[Any]
 
-# BF16 is unknown to numpy: it travels as the 16 bits that it is.
-_STORAGE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+# BF16 and FP8 are unknown to numpy: they travel as the bits that they are.
+_STORAGE: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """``shape`` in the checkpoint's order (rows first); ``dtype`` one of F32, F16 and BF16.
+    """``shape`` in the checkpoint's order (rows first); ``dtype`` one of F32, F16 and BF16, or FP8 until it is scaled.
 
     ``read(start, stop)`` gives rows of the tensor, its leading dimensions taken as one, as an array of two dimensions
     in the stored type.

@@ -1,5 +1,6 @@
 """Which request is answered by whom, and under which name of the store."""
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from modelpack.embedded_registry import blobs, listings, manifests, uploads
+from modelpack.embedded_registry.access import Account, unauthorized
 from modelpack.embedded_registry.errors import RefusedError, translate
 from modelpack.embedded_registry.requests import Call
 from modelpack.errors import MalformedReferenceError, ModelpackError
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _READING = frozenset({"GET", "HEAD"})
+
+_WRONG_PASSWORD_DELAY = 0.5  # seconds: whoever tries many has to wait
 
 Handler = Callable[[Call], Awaitable[Response]]
 
@@ -58,20 +62,24 @@ _ENDPOINTS = (
 )
 
 
-def create_app(store: Store, *, read_only: bool = False, loopback_only: bool = False) -> Starlette:
+def create_app(
+    store: Store, *, read_only: bool = False, loopback_only: bool = False, account: Account | None = None
+) -> Starlette:
     """The distribution API over ``store``.
 
     A name in a path is the store's repository of that name. Where the store has none, but has one of the name with
     the request's Host in front, that one is meant: so a machine serves what it built as ``HOST:PORT/name``.
 
     With ``loopback_only`` a Host that is not this machine's is refused: a page in a browser, whose name was pointed at
-    127.0.0.1, cannot read or write models then.
+    127.0.0.1, cannot read or write models then. With an ``account`` every request has to name it.
     """
     sessions = uploads.Uploads(store)
 
     async def answer(request: Request) -> Response:
         if loopback_only and not _is_loopback(request.url.hostname):
             raise RefusedError(421, "DENIED", f"this registry serves localhost, not {request.url.hostname}")
+        if account:
+            await _require(account, request.headers.get("authorization"))
         path = request.url.path
         if path in ("/v2", "/v2/"):
             return JSONResponse({})
@@ -107,6 +115,14 @@ def create_app(store: Store, *, read_only: bool = False, loopback_only: bool = F
         return response
 
     return Starlette(routes=[Route("/{path:path}", guarded, methods=_METHODS)])
+
+
+async def _require(account: Account, authorization: str | None) -> None:
+    if authorization is None:
+        raise unauthorized("this registry asks for a user and a password")
+    if not account.admits(authorization):
+        await asyncio.sleep(_WRONG_PASSWORD_DELAY)
+        raise unauthorized("wrong user or password")
 
 
 def _repository(store: Store, name: str, host: str | None) -> StoreRepository:

@@ -3,13 +3,16 @@
 import contextlib
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
+from modelpack.embedded_registry.access import Account
 from modelpack.embedded_registry.app import create_app
-from modelpack.errors import AccessDeniedError, InvalidInputError
+from modelpack.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from modelpack.store import Store
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -21,14 +24,19 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 5000,
     read_only: bool = False,
+    account: Account | None = None,
+    certificate: tuple[Path, Path] | None = None,
     on_ready: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Serve ``store`` on a TCP port, 0 for a free one, until SIGINT or SIGTERM; returns when all is closed.
 
-    ``on_ready`` hears the port as soon as requests are answered. Requests in flight get a few seconds to end.
-    Raises InvalidInputError when the address cannot be used, AccessDeniedError for a port that needs privileges.
+    With a ``certificate`` (chain and unencrypted private key, PEM files) it speaks TLS. ``on_ready`` hears the port as
+    soon as requests are answered. Requests in flight get a few seconds to end. Raises NotFoundError for a certificate
+    that is not there, InvalidInputError when it or the address cannot be used, AccessDeniedError for a port that needs
+    privileges.
     """
-    app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK)
+    app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK, account=account)
+    chain, key = _check_certificate(certificate) if certificate else (None, None)
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             app,
@@ -37,8 +45,23 @@ def serve(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
             server_header=False,
+            ssl_certfile=chain,
+            ssl_keyfile=key,
         )
         _Server(config, on_ready).run(sockets=[listener])
+
+
+def _check_certificate(certificate: tuple[Path, Path]) -> tuple[Path, Path]:
+    chain, key = certificate
+    for path in certificate:
+        if not path.is_file():
+            raise NotFoundError(f"there is no file {path}")
+    try:
+        # The empty password keeps OpenSSL from asking for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot use the certificate {chain} with the key {key}: {error}") from error
+    return chain, key
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -4,8 +4,10 @@
 
 import asyncio
 import hashlib
+import math
 import os
 import re
+import time
 import uuid
 import weakref
 from collections import OrderedDict
@@ -19,9 +21,15 @@ from modelpack.embedded_registry.errors import RefusedError
 from modelpack.embedded_registry.requests import Call, parse_digest
 from modelpack.oci.digest import Digest
 from modelpack.store import Store, check_space, disk_errors, locks
+from modelpack.store.cleanup import discard_partial, idle_partials
 
 _BLOCK = 1 << 20
 _MAX_OPEN = 64
+
+# How long a session may lie idle, and how often we look, in seconds ("Cancel a blob upload": "the server SHOULD
+# eventually timeout unfinished uploads").
+MAX_IDLE = 24 * 3600
+_LOOK_EVERY = 600
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
@@ -82,8 +90,12 @@ class Uploads:
     def __init__(self, store: Store) -> None:
         self._folder = store.partials
         self._open: OrderedDict[str, Upload] = OrderedDict()
+        self._looked = -math.inf
 
     def start(self) -> Upload:
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self._looked = time.monotonic()
+            self.expire()
         path = self._folder / f"upload-{uuid.uuid4().hex}"
         return self._keep(Upload(path, locks.open_locked(path)))
 
@@ -100,6 +112,15 @@ class Uploads:
     def forget(self, upload: Upload) -> None:
         self._open.pop(upload.id, None)
         upload.path.unlink(missing_ok=True)
+
+    def expire(self) -> None:
+        """Forget the sessions that nobody has touched for a day, ours and those of earlier servers."""
+        then = time.time() - MAX_IDLE
+        for upload in list(self._open.values()):
+            if not upload.mutex.locked() and os.fstat(upload.file).st_mtime < then:
+                self.forget(upload)
+        for path, _ in idle_partials(self._folder.glob("upload-*"), older_than=then):
+            discard_partial(path)
 
     def _keep(self, upload: Upload) -> Upload:
         self._open[upload.id] = upload

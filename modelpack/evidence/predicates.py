@@ -8,6 +8,7 @@ from typing import Any
 
 from modelpack.errors import InvalidInputError
 from modelpack.schemas import violations
+from modelpack.signing.signature import SIGN_PREDICATE
 
 SLSA_PROVENANCE = "https://slsa.dev/provenance/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
@@ -24,6 +25,8 @@ _SCHEMAS = {
 
 def predicate_type(name: str) -> str:
     """The URI of a type, given as that or by its short name. Raises InvalidInputError."""
+    if name == SIGN_PREDICATE:
+        raise InvalidInputError(f"{name} is what a signature is: modelpack sign makes those")
     if name in NAMES:
         return NAMES[name]
     if ":" not in name:

@@ -6,7 +6,7 @@ says is that environment's word. What either is worth shows in whose key signs i
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,10 +15,11 @@ from modelpack.oci.digest import Digest
 from modelpack.signing.candidate import rfc3339
 
 BUILD_TYPE = "urn:modelpack:buildtype:gguf-quantize:v1"
-"""externalParameters: ``source`` (``repository`` and ``revision``, or ``name``), ``quantization``, ``format``,
-``created`` (the time that the artifact speaks of). internalParameters: ``intermediate`` (what the variant was quantized
-from), ``fallbackTensors`` (those that took another type), ``platform``. resolvedDependencies: the repository at its
-commit, every input file, and the tools.
+"""externalParameters: ``source`` (``repository`` and ``revision``, or ``name``), ``quantization``, ``recipe`` (what
+departs from that mixture), ``imatrix`` (the digest of the importance matrix), ``format``, ``created`` (the time that
+the artifact speaks of). internalParameters: ``intermediate`` (what the variant was quantized from), ``fallbackTensors``
+(those that took another type), ``findings`` (what the artifact's annotations say of its making), ``platform``.
+resolvedDependencies: the repository at its commit, every input file, the importance matrix, and the tools.
 """
 
 LOCAL_BUILDER = "urn:modelpack:builder:local-unverified:v1"
@@ -78,6 +79,9 @@ class BuildFacts:
     commit: str | None = None
     intermediate: str | None = None
     fallbacks: Sequence[str] = ()
+    imatrix: Digest | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    findings: Mapping[str, str] = field(default_factory=dict)
 
 
 def provenance(
@@ -92,20 +96,27 @@ def provenance(
         internal["intermediate"] = facts.intermediate
     if facts.fallbacks:
         internal["fallbackTensors"] = list(facts.fallbacks)
+    if facts.findings:
+        internal["findings"] = dict(sorted(facts.findings.items()))
+    external: dict[str, Any] = {"source": source, "quantization": facts.quantization}
+    if facts.recipe:
+        external["recipe"] = dict(facts.recipe)
+    if facts.imatrix:
+        external["imatrix"] = str(facts.imatrix)
     run: dict[str, Any] = {"startedOn": rfc3339(started), "finishedOn": rfc3339(finished)}
     if builder.invocation:
         run = {"invocationId": builder.invocation, **run}
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
-            "externalParameters": {
-                "source": source,
-                "quantization": facts.quantization,
-                "format": facts.format,
-                "created": rfc3339(facts.created),
-            },
+            "externalParameters": {**external, "format": facts.format, "created": rfc3339(facts.created)},
             "internalParameters": internal,
-            "resolvedDependencies": [*_sources(facts), *toolchain.converter, *toolchain.runtime],
+            "resolvedDependencies": [
+                *_sources(facts),
+                *([{"name": "imatrix", "digest": {"sha256": facts.imatrix.hex}}] if facts.imatrix else []),
+                *toolchain.converter,
+                *toolchain.runtime,
+            ],
         },
         "runDetails": {
             "builder": {"id": builder.id, "version": {"modelpack": toolchain.modelpack}},

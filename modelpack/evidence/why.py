@@ -84,8 +84,10 @@ def why(
         found = [
             _Statement(one.predicate, _voice_of(one, signers)) for one in attestations if one.predicate_type == kind
         ]
-        if kind in record and not any(one.predicate == record[kind] and one.voice.doubt == 0 for one in found):
-            found.append(_Statement(record[kind], _STORE))
+        recorded = record.get(kind)
+        if recorded and not any(one.predicate == recorded and one.voice.certainty == "signed" for one in found):
+            # What this store knows by itself needs no stranger's word.
+            found = [*(one for one in found if one.predicate != recorded), _Statement(recorded, _STORE)]
         return sorted(found, key=lambda one: one.voice.doubt)
 
     author = _author(receipt, signatures, signers)

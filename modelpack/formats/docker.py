@@ -1,6 +1,10 @@
-"""Docker Model Runner's own format, config v0.1: media types and members as its code writes them
-(docker/model-runner, pkg/distribution/types/config.go); the published docker/model-spec describes something else.
+"""Docker Model Runner's own format: media types and members as its code writes them (docker/model-runner,
+pkg/distribution/types/config.go); the published docker/model-spec describes something else.
+
+Written: config v0.1. Read: v0.2 as well, a layer per file, and the directories in tar layers of before.
 """
+
+from dataclasses import replace
 
 from modelpack.formats import model as m
 from modelpack.formats.model import Encoded, FileKind, Model, ModelFile
@@ -13,13 +17,26 @@ GGUF_TYPE = "application/vnd.docker.ai.gguf.v3"
 LICENSE_TYPE = "application/vnd.docker.ai.license"
 FILE_TYPE = "application/vnd.docker.ai.model.file"
 TEMPLATE_TYPE = "application/vnd.docker.ai.chat.template.jinja"
+MMPROJ_TYPE = "application/vnd.docker.ai.mmproj"
+
+_KINDS = {
+    GGUF_TYPE: FileKind.WEIGHT,
+    "application/vnd.docker.ai.safetensors": FileKind.WEIGHT,
+    "application/vnd.docker.ai.dduf": FileKind.WEIGHT,
+    # What the published specification calls a projector; no released code writes it.
+    "application/vnd.docker.ai.gguf.v3.mmproj": FileKind.WEIGHT_CONFIG,
+    MMPROJ_TYPE: FileKind.WEIGHT_CONFIG,
+    TEMPLATE_TYPE: FileKind.WEIGHT_CONFIG,
+    LICENSE_TYPE: FileKind.DOC,
+}
+_TARS = ("application/vnd.docker.ai.vllm.config.tar", "application/vnd.docker.ai.dir.tar")
 
 
 class DockerCodec:
     name = "docker"
 
     def encode(self, model: Model) -> Encoded:
-        # v0.1 has no place for a model card: README.md stays out of it.
+        # There is no place for a model card: README.md stays out of it.
         layers = [(file, media_type) for file in model.files if (media_type := _media_type(file))]
         config = strict_json.canonical(_config(model, [file for file, _ in layers]))
         manifest = image_manifest(
@@ -35,17 +52,22 @@ class DockerCodec:
         document = strict_json.parse_object(config, what="model config")
         technical = m.object_of(document, "config")
         gguf = {str(key): str(value) for key, value in m.object_of(technical, "gguf").items()}
-        kinds = {GGUF_TYPE: FileKind.WEIGHT, TEMPLATE_TYPE: FileKind.WEIGHT_CONFIG}
         files = []
-        for position, descriptor in enumerate(manifest.layers):
-            kind = kinds.get(descriptor.media_type, FileKind.DOC)
-            default = f"model-{position + 1:05d}.gguf" if kind is FileKind.WEIGHT else f"file-{position + 1}"
-            files.append(m.file_of(descriptor, kind, default=default))
+        packed = []
+        for position, descriptor in enumerate(manifest.layers, 1):
+            if descriptor.media_type in _TARS:
+                packed.append(m.packed_of(descriptor, FileKind.WEIGHT_CONFIG, "tar"))
+                continue
+            kind = _KINDS.get(descriptor.media_type)
+            default = f"model-{position:05d}.gguf" if descriptor.media_type == GGUF_TYPE else f"file-{position}"
+            file = m.file_of(descriptor, kind or FileKind.DOC, default=default)
+            files.append(file if kind else replace(file, kind=m.kind_of_name(file.name)))
         context = technical.get("context_size")
         quantization = m.text_of(technical, "quantization")
         return Model(
             name=gguf.get("general.name") or m.text_of(technical, "architecture") or "model",
             files=tuple(files),
+            packed=tuple(packed),
             created=m.parse_rfc3339(m.object_of(document, "descriptor").get("created")),
             architecture=m.text_of(technical, "architecture"),
             quantization=quantization.removeprefix("MOSTLY_") if quantization else None,
@@ -61,6 +83,10 @@ def _media_type(file: ModelFile) -> str | None:
         return GGUF_TYPE
     if file.kind is FileKind.DOC and file.name.upper().startswith("LICENSE"):
         return LICENSE_TYPE
+    if file.kind is FileKind.WEIGHT_CONFIG and file.name.lower().startswith("mmproj"):
+        return MMPROJ_TYPE
+    if file.kind is FileKind.WEIGHT_CONFIG and file.name.lower().endswith(".jinja"):
+        return TEMPLATE_TYPE
     return None
 
 

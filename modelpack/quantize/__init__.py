@@ -2,6 +2,7 @@
 
 from modelpack.quantize.run import Fallback, QuantizeResult, quantize
 from modelpack.quantize.types import (
+    PLAIN_RECIPE,
     QUANTIZATIONS,
     Quantization,
     Recipe,
@@ -12,6 +13,7 @@ from modelpack.quantize.types import (
 )
 
 __all__ = [
+    "PLAIN_RECIPE",
     "QUANTIZATIONS",
     "Fallback",
     "Quantization",

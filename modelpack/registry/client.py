@@ -15,7 +15,7 @@ from modelpack.registry.credentials import ANONYMOUS, CredentialSource
 from modelpack.registry.endpoint import Endpoint
 from modelpack.registry.http import Transport
 from modelpack.registry.network import NetworkSettings
-from modelpack.registry.profiles import check_limits
+from modelpack.registry.profiles import Profile, profile_of
 from modelpack.registry.retry import Retries
 from modelpack.registry.session import Session
 from modelpack.registry.traffic import Traffic
@@ -31,11 +31,13 @@ def connect(
     plain_http: bool = False,
     network: NetworkSettings | None = None,
     retries: Retries | None = None,
+    profile: Profile | None = None,
 ) -> "Registry":
     """A registry by its name (``ghcr.io``, ``127.0.0.1:5000``) or by a reference into it. Sends nothing yet.
 
     Plain http is spoken only with ``plain_http`` and to the loopback interface, there unless ``certs.d`` holds
-    certificates for the registry. Raises MalformedReferenceError.
+    certificates for the registry. ``profile`` says what kind of registry it is where its name does not. Raises
+    MalformedReferenceError.
     """
     name = registry.registry if isinstance(registry, Reference) else registry
     if not name:
@@ -47,7 +49,7 @@ def connect(
     transport = Transport(network, name)
     retries = replace(retries, on_retry=transport.traffic.retried)
     authorizer = Authorizer(name, origin, credentials, transport, retries, trusted_realms=network.trusted_realms)
-    return Registry(name, Session(name, transport, authorizer, retries), authorizer)
+    return Registry(name, Session(name, transport, authorizer, retries, profile or profile_of(name)), authorizer)
 
 
 class Registry:
@@ -113,7 +115,7 @@ class Repository:
 
     def check_limits(self, blobs: Iterable[Descriptor]) -> None:
         """Raises RegistryRefusedError for a blob larger than this registry is known to take."""
-        check_limits(self._endpoint.session.registry, blobs)
+        self._endpoint.profile.check_limits(blobs)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         return blobs.exists(self._endpoint, descriptor)

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from modelpack.oci.digest import Digest
 from modelpack.registry.auth import Scope
 from modelpack.registry.http import Body, Response
-from modelpack.registry.profiles import profile_of
 from modelpack.registry.session import Session
 
 _PULL = frozenset({"pull"})
@@ -20,7 +19,7 @@ class Endpoint:
         self.session = session
         self.name = name
         self.full_name = f"{session.registry}/{name}"
-        self.profile = profile_of(session.registry)
+        self.profile = session.profile
         self.places: dict[Digest, str] = {}
         """Where the registry sent us for a blob: a signed URL at a content network, as long as it lives."""
         self.refuses_put = False

@@ -24,8 +24,6 @@ Body = bytes | Callable[[], Iterable[bytes]]
 CHUNK_SIZE = 1 << 20
 _STALLED_BELOW = 1 << 10
 _WORTH_DRAINING = 1 << 16
-# While a body goes out a registry may pause longer than a connection may take to open: it syncs its disk.
-_SENDING_TIMEOUT = 60.0
 
 
 class Response:
@@ -144,7 +142,7 @@ class Transport:
         if callable(body):
             # After the last byte the registry hashes and commits the whole blob before it answers.
             size = int(headers.get("Content-Length", 0))
-            timeout = urllib3.Timeout(connect=_SENDING_TIMEOUT, read=network.read_timeout + size / (20 << 20))
+            timeout = urllib3.Timeout(connect=network.send_timeout, read=network.read_timeout + size / (20 << 20))
         try:
             raw = self._pool(Origin.of(url)).urlopen(
                 method,

@@ -29,6 +29,8 @@ class NetworkSettings:
     no_proxy: tuple[str, ...] = ()
     trusted_realms: frozenset[str] = frozenset()  # hosts that may receive credentials of registries at other sites
     connect_timeout: float = 10.0
+    # While a body goes out a registry may pause longer than a connection may take to open: it syncs its disk.
+    send_timeout: float = 60.0
     read_timeout: float = 60.0
     stall_timeout: float = 30.0  # less than 1 KiB in this time is a broken transfer
     rate_limit: int | None = None  # bytes a second, over all connections and both ways

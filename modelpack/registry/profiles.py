@@ -34,6 +34,15 @@ class Profile:
     """Whether ``OCI-Subject`` was seen in answers of a registry that then listed nothing."""
     notes: tuple[str, ...] = ()
 
+    def check_limits(self, blobs: Iterable[Descriptor]) -> None:
+        """Raises RegistryRefusedError for a blob larger than such a registry is known to take."""
+        for blob in blobs:
+            if self.max_layer is not None and blob.size > self.max_layer:
+                raise RegistryRefusedError(
+                    f"{self.name} takes layers of at most {self.max_layer} bytes, and {blob.digest} has {blob.size}:"
+                    " split the model into smaller files, or choose a smaller variant"
+                )
+
 
 GENERIC = Profile("a registry without a profile")
 
@@ -83,14 +92,3 @@ def profile_of(registry: str) -> Profile:
     """The profile of a registry by its name in references."""
     host = registry.lower()
     return next((one for one in PROFILES if any(fnmatchcase(host, pattern) for pattern in one.hosts)), GENERIC)
-
-
-def check_limits(registry: str, blobs: Iterable[Descriptor]) -> None:
-    """Raises RegistryRefusedError for a blob larger than the registry is known to take."""
-    profile = profile_of(registry)
-    for blob in blobs:
-        if profile.max_layer is not None and blob.size > profile.max_layer:
-            raise RegistryRefusedError(
-                f"{profile.name} takes layers of at most {profile.max_layer} bytes, and {blob.digest} has {blob.size}:"
-                f" split the model into smaller files, or choose a smaller variant"
-            )

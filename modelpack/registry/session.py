@@ -9,6 +9,7 @@ from modelpack.registry.address import Origin, stay_at, without_query
 from modelpack.registry.auth import Authorizer, Scope
 from modelpack.registry.challenges import parse_challenges
 from modelpack.registry.http import Body, Response, Transport
+from modelpack.registry.profiles import Profile
 from modelpack.registry.refusal import Refusal, printable
 from modelpack.registry.retry import Retries
 
@@ -23,8 +24,11 @@ _LARGE_BODY = 32 << 20
 class Session:
     """One registry, as one user. Safe to use from several threads."""
 
-    def __init__(self, registry: str, transport: Transport, authorizer: Authorizer, retries: Retries) -> None:
+    def __init__(
+        self, registry: str, transport: Transport, authorizer: Authorizer, retries: Retries, profile: Profile
+    ) -> None:
         self.registry = registry
+        self.profile = profile
         self.origin = authorizer.origin
         self.retries = retries
         self.traffic = transport.traffic

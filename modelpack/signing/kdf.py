@@ -85,11 +85,11 @@ def _first(content: bytes, tag: int) -> _Value:
 
 
 def _members(value: _Value, count: int) -> list[_Value]:
-    """The members of a sequence, ``count`` at least."""
+    """The first ``count`` members of a sequence."""
     members = list(_values(value.content)) if value.tag == _SEQUENCE else []
     if len(members) < count:
         raise InvalidKeyError("private key is not an encrypted PKCS#8 key")
-    return members
+    return members[:count]
 
 
 def _number(value: _Value) -> int:

@@ -128,5 +128,5 @@ def _attributes(text: str, separator: str) -> Mapping[str, bytes]:
         name, equals, value = part.partition("=")
         if not equals or name in attributes:
             raise InvalidKeyError(f"the key's URI has a malformed or repeated attribute: {name!r:.80}")
-        attributes[name] = unquote_to_bytes(value)
+        attributes[name] = unquote_to_bytes(value.encode("utf-8", "surrogateescape"))
     return attributes

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundE
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import ACCEPTED_TYPES, Descriptor, Manifest
 from modelpack.oci.reference import Reference
+from modelpack.store import locks
 from modelpack.store.blobs import Blobs
 from modelpack.store.index import Entry, Index, attached_to
 
@@ -187,6 +189,36 @@ def is_visible(entry: Entry) -> bool:
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a process that was killed left of an atomic write of ours."""
     return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def idle_partials(paths: Iterable[Path], *, older_than: float) -> tuple[tuple[Path, int], ...]:
+    """Those of ``paths`` that nobody has in use and that were last written before ``older_than`` (seconds since the
+    epoch), with their bytes on disk.
+    """
+    idle = []
+    for path in sorted(paths):
+        with locks.attempt(_lock_of(path)) as is_idle, contextlib.suppress(FileNotFoundError):
+            if is_idle and path.lstat().st_mtime <= older_than:
+                idle.append((path, disk_size(path)))
+    return tuple(idle)
+
+
+def discard_partial(path: Path) -> bool:
+    """Remove what nobody has in use; returns whether that was so."""
+    with locks.attempt(_lock_of(path)) as is_idle:
+        if is_idle:
+            # The lock's file goes while it is locked: whoever waits for it notices, and makes a new one.
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return is_idle
+
+
+def _lock_of(partial: Path) -> Path:
+    """What is locked while a partial file is in use: itself, but the file that it speaks of for a journal."""
+    subject = partial.with_suffix("")
+    return subject if partial.suffix == ".journal" and subject.exists() else partial
 
 
 def disk_size(path: Path) -> int:

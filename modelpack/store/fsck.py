@@ -188,13 +188,19 @@ def _trouble(store: Store, graph: Graph, descriptor: Descriptor) -> tuple[Kind, 
 
 
 def _look_at_files(store: Store) -> Iterator[Finding]:
-    for folder in (store.root, store.blobs.directory.parent, store.blobs.directory, store.partials, *store.notes):
+    for folder in (
+        store.root,
+        store.blobs.directory.parent,
+        store.blobs.directory,
+        store.partials,
+        *store.note_folders,
+    ):
         # A folder may lie elsewhere, on a larger disk: what counts is whose it is there.
         with contextlib.suppress(FileNotFoundError):
             yield from _look_at_rights(store, folder, folder.stat())
     for name in (LAYOUT_FILE, INDEX_FILE):
         yield from _look_at_file(store, store.root / name)
-    for folder in (store.blobs.directory, *store.notes):
+    for folder in (store.blobs.directory, *store.note_folders):
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(folder.iterdir()):
                 if not is_leftover(path):

@@ -199,10 +199,9 @@ class Ingest:
         """Copy into a new file; returns it open and locked."""
         file = locks.open_locked(temporary)
         try:
-            if not _clone(source, file):
+            if not share_extents(source, file):
                 check_space(self._partials, os.fstat(source).st_size)
-                for chunk in _chunks(source):
-                    _write_all(file, chunk)
+                copy_contents(source, file)
         except BaseException:
             os.close(file)
             raise
@@ -284,13 +283,19 @@ def _hash(file: int, on_bytes: Callable[[int], None]) -> tuple[Digest, int]:
     return Digest.from_hex(hasher.hexdigest()), size
 
 
+def copy_contents(source: int, target: int) -> None:
+    """Write all that one open file holds to the end of another."""
+    for chunk in _chunks(source):
+        _write_all(target, chunk)
+
+
 def _write_all(file: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(file, view) :]
 
 
-def _clone(source: int, target: int) -> bool:
+def share_extents(source: int, target: int) -> bool:
     """Share the extents of ``source``, copied on write: never a hard link, whose owner could change our blob."""
     if sys.platform != "linux":
         return False

@@ -6,7 +6,6 @@ Any tool that reads image layouts reads it: ``skopeo inspect oci:ROOT:registry/r
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -28,19 +27,28 @@ from modelpack.errors import (
     MalformedReferenceError,
     NotFoundError,
 )
-from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import DEFAULT_TAG, Reference
 from modelpack.progress import SILENT, Progress
 from modelpack.store import locks
 from modelpack.store.blobs import Blobs
-from modelpack.store.cleanup import Cleanup, Graph, disk_size, is_leftover, is_visible, plan_prune, plan_removal
+from modelpack.store.cleanup import (
+    Cleanup,
+    Graph,
+    discard_partial,
+    idle_partials,
+    is_leftover,
+    is_visible,
+    plan_prune,
+    plan_removal,
+)
 from modelpack.store.index import Index, IndexFile, plain
 from modelpack.store.ingest import Ingest
 from modelpack.store.layout import INDEX_FILE, LAYOUT, LAYOUT_FILE, check_layout
 from modelpack.store.leases import Lease, held_digests
 from modelpack.store.memory import Memory
+from modelpack.store.notes import Notes
 from modelpack.store.repository import StoreRepository
 from modelpack.store.usage import Usage, measure
 
@@ -52,7 +60,6 @@ PARTIAL_AGE = timedelta(days=7)
 """How long what an interrupted transfer left is kept for the next try."""
 
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
-_MAX_NOTE_SIZE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +80,10 @@ class Store:
         self.partials = root / "partial"
         self.ingest = Ingest(self.blobs, self.partials)
         self._locks = root / "locks"
-        self._receipts = root / "receipts"
-        self._builds = root / "builds"
-        self.notes = (self._receipts, self._builds)
+        self._receipts = Notes(root / "receipts", "receipt")
+        self._builds = Notes(root / "builds", "build record")
+        self._notes = (self._receipts, self._builds)
+        self.note_folders = tuple(notes.directory for notes in self._notes)
         self._lease = Lease(self._locks)
         self.memory = Memory(root / "memory.json", self._locks / "memory")
         self._index = IndexFile(root / INDEX_FILE)
@@ -99,7 +107,7 @@ class Store:
                 write_atomically(root / LAYOUT_FILE, LAYOUT)
             check_layout(root)
             store = cls(root)
-            for folder in (store.blobs.directory, store.partials, store._locks, *store.notes):
+            for folder in (store.blobs.directory, store.partials, store._locks, *store.note_folders):
                 with store._unless_read_only():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if store._is_new():
@@ -256,12 +264,8 @@ class Store:
         plan = plan_prune(
             Graph(self.blobs), self.read_index(), self.blobs, held=held, young_since=now - grace.total_seconds()
         )
-        partials = []
-        for path in sorted(self._unfinished()):
-            with locks.attempt(_lock_of(path)) as idle:
-                if idle and _age(path, now) >= partial_age.total_seconds():
-                    partials.append((path, disk_size(path)))
-        return replace(plan, partials=tuple(partials))
+        partials = idle_partials(self._unfinished(), older_than=now - partial_age.total_seconds())
+        return replace(plan, partials=partials)
 
     def prune(self, *, grace: timedelta = GRACE, partial_age: timedelta = PARTIAL_AGE) -> Cleanup:
         """Free what nothing needs; never anything tagged."""
@@ -281,9 +285,9 @@ class Store:
             blobs = tuple(blob for blob in plan.blobs if blob[0] not in needed and blob[0] not in held)
             for digest, _ in blobs:
                 self.blobs.path(digest).unlink(missing_ok=True)
-                for folder in self.notes:
-                    _note_path(folder, digest).unlink(missing_ok=True)
-            partials = tuple(partial for partial in plan.partials if _discard(partial[0]))
+                for notes in self._notes:
+                    notes.discard(digest)
+            partials = tuple(partial for partial in plan.partials if discard_partial(partial[0]))
         return replace(
             plan,
             tags=tuple(tag for tag in plan.tags if str(tag) in names),
@@ -300,22 +304,22 @@ class Store:
 
     def receipt(self, digest: Digest) -> dict[str, Any] | None:
         """What was kept about a manifest; None when nothing was, or when it cannot be read."""
-        return _read_note(_note_path(self._receipts, digest), f"receipt of {digest}")
+        return self._receipts.read(digest)
 
     def put_receipt(self, digest: Digest, receipt: Mapping[str, Any]) -> None:
         """Keep what is to be remembered about a manifest, as JSON, until the manifest goes. A store that cannot be
         written to does not remember: what it holds is verified again the next time.
         """
         with self._unless_read_only():
-            _write_note(_note_path(self._receipts, digest), receipt)
+            self._receipts.write(digest, receipt)
 
     def build_record(self, digest: Digest) -> dict[str, Any] | None:
         """How a manifest was built here; None when it was not, or when it cannot be read."""
-        return _read_note(_note_path(self._builds, digest), f"build record of {digest}")
+        return self._builds.read(digest)
 
     def put_build_record(self, digest: Digest, record: Mapping[str, Any]) -> None:
         """Keep how a manifest was built, as JSON, until the manifest goes."""
-        _write_note(_note_path(self._builds, digest), record)
+        self._builds.write(digest, record)
 
     # For the repositories of this store
 
@@ -362,7 +366,7 @@ class Store:
 
     def _unfinished(self) -> Iterator[Path]:
         """What interrupted transfers left, and processes that were killed while they wrote."""
-        for folder in (self.partials, self.root, self.blobs.directory, *self.notes):
+        for folder in (self.partials, self.root, self.blobs.directory, *self.note_folders):
             with contextlib.suppress(FileNotFoundError):
                 yield from (path for path in folder.iterdir() if folder == self.partials or is_leftover(path))
 
@@ -385,26 +389,6 @@ class Store:
                     yield StoredTag(name.with_digest(entry.descriptor.digest), plain(entry.descriptor))
 
 
-def _note_path(folder: Path, digest: Digest) -> Path:
-    return folder / f"{digest.hex}.json"
-
-
-def _read_note(path: Path, what: str) -> dict[str, Any] | None:
-    try:
-        with path.open("rb") as file:
-            return strict_json.parse_object(file.read(_MAX_NOTE_SIZE), what=what)
-    except FileNotFoundError:
-        return None
-    except InvalidContentError as error:
-        _log.warning("%s; it counts as none", error)
-        return None
-
-
-def _write_note(path: Path, document: Mapping[str, Any]) -> None:
-    content = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8")
-    write_atomically(path, content, mode=0o600)
-
-
 def _check_owner(root: Path) -> None:
     status = root.stat()
     if not stat.S_ISDIR(status.st_mode):
@@ -413,27 +397,3 @@ def _check_owner(root: Path) -> None:
         raise AccessDeniedError(f"the store {root} belongs to another user (uid {status.st_uid})")
     if status.st_mode & stat.S_IWOTH:
         raise AccessDeniedError(f"everyone may write into the store {root}")
-
-
-def _discard(partial: Path) -> bool:
-    with locks.attempt(_lock_of(partial)) as idle:
-        if idle:
-            # The lock's file goes while it is locked: whoever waits for it notices, and makes a new one.
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
-        return idle
-
-
-def _lock_of(partial: Path) -> Path:
-    """What is locked while a partial file is in use: itself, but the file that it speaks of for a journal."""
-    subject = partial.with_suffix("")
-    return subject if partial.suffix == ".journal" and subject.exists() else partial
-
-
-def _age(path: Path, now: float) -> float:
-    try:
-        return now - path.lstat().st_mtime
-    except FileNotFoundError:
-        return 0.0

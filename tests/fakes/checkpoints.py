@@ -1,11 +1,14 @@
 """Small checkpoints with random weights, the same on every machine, written with numpy alone.
 
 ``scripts/make-conversion-goldens`` converts them with upstream's converter and records the digests; the tests convert
-them with ours. So this file must not change without the goldens.
+them with ours. So this file must not change without the goldens. Which tensors an architecture has comes from
+transformers, recorded by the same script in ``tests/data/conversion/shapes.json``.
 """
 
+import base64
 import json
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,30 +16,63 @@ from typing import Any
 
 import numpy as np
 
-TINY = Path(__file__).parent.parent / "data" / "tiny-llama"
-_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+DATA = Path(__file__).parent.parent / "data"
+TINY = DATA / "tiny-llama"
+SHAPES = DATA / "conversion" / "shapes.json"
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1"}
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """``changes`` go over the config that all share; ``shards`` is how many files the weights are spread over."""
+    """``config`` goes over what ``shared`` ones have in common; the weights are spread over ``shards`` files."""
 
     architecture: str
+    model_type: str
     dtype: str
     tokenizer: str
-    changes: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = True
     shards: int = 1
-    biases: bool = False
-    head_norms: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
+    pooling: str = ""
 
+
+_BPE, _SPM, _WPM, _UGM = "byte_level_bpe", "sentencepiece", "wordpiece", "unigram"
+_GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 520}
+_EXPERTS = {"num_experts": 12, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_FALCON = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 520, "alibi": False}
+_GRANITE = {
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+}
+_DEEPSEEK = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 1,
+}
+_BERT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 520,
+}
 
 SYNTHETIC = {
     "llama3-rope": Synthetic(
         "LlamaForCausalLM",
+        "llama",
         "F16",
-        "sentencepiece",
+        _SPM,
         {
             "tie_word_embeddings": False,
             "rope_theta": 500000.0,
@@ -54,18 +90,26 @@ SYNTHETIC = {
     ),
     "linear-rope-biases": Synthetic(
         "LlamaForCausalLM",
+        "llama",
         "BF16",
-        "sentencepiece",
+        _SPM,
         {"rope_scaling": {"type": "linear", "factor": 4.0}, "attention_bias": True, "head_dim": 32},
-        biases=True,
     ),
-    "mistral-7b-instruct": Synthetic("MistralForCausalLM", "BF16", "sentencepiece", {"sliding_window": None}, shards=2),
-    "llama-bpe": Synthetic("LlamaForCausalLM", "BF16", "byte_level_bpe", {}),
-    "qwen2-0.5b": Synthetic("Qwen2ForCausalLM", "BF16", "byte_level_bpe", {"rope_theta": 1000000.0}, biases=True),
+    "mistral-7b-instruct": Synthetic("MistralForCausalLM", "mistral", "BF16", _SPM, {"sliding_window": None}, shards=2),
+    "llama-bpe": Synthetic("LlamaForCausalLM", "llama", "BF16", _BPE),
+    "mixtral": Synthetic(
+        "MixtralForCausalLM", "mixtral", "BF16", _SPM, {"num_local_experts": 4, "num_experts_per_tok": 2}, shards=3
+    ),
+    "smollm3": Synthetic("SmolLM3ForCausalLM", "smollm3", "BF16", _BPE, {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "qwen2-0.5b": Synthetic("Qwen2ForCausalLM", "qwen2", "BF16", _BPE, {"rope_theta": 1000000.0}),
+    "qwen2-moe": Synthetic(
+        "Qwen2MoeForCausalLM", "qwen2_moe", "F32", _BPE, {**_EXPERTS, "shared_expert_intermediate_size": 64}
+    ),
     "qwen3-yarn": Synthetic(
         "Qwen3ForCausalLM",
+        "qwen3",
         "F32",
-        "byte_level_bpe",
+        _BPE,
         {
             "head_dim": 32,
             "rope_scaling": {
@@ -76,7 +120,223 @@ SYNTHETIC = {
                 "beta_slow": 1.0,
             },
         },
-        head_norms=True,
+    ),
+    "qwen3-moe": Synthetic("Qwen3MoeForCausalLM", "qwen3_moe", "BF16", _BPE, {**_EXPERTS, "head_dim": 16}, shards=2),
+    "gemma": Synthetic("GemmaForCausalLM", "gemma", "BF16", _SPM, {"head_dim": 16}),
+    "gemma2": Synthetic(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        "F32",
+        _SPM,
+        {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    ),
+    "gemma3": Synthetic(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        "BF16",
+        _SPM,
+        {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16, "num_hidden_layers": 6},
+    ),
+    "phi2": Synthetic(
+        "PhiForCausalLM",
+        "phi",
+        "BF16",
+        _BPE,
+        {
+            "num_key_value_heads": 4,
+            "partial_rotary_factor": 0.5,
+            "intermediate_size": 256,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi3": Synthetic(
+        "Phi3ForCausalLM",
+        "phi3",
+        "BF16",
+        _SPM,
+        {
+            "original_max_position_embeddings": 256,
+            "sliding_window": 64,
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+    ),
+    "phi3-longrope": Synthetic(
+        "Phi3ForCausalLM",
+        "phi3",
+        "BF16",
+        _SPM,
+        {
+            "original_max_position_embeddings": 128,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1.0 + 0.5 * place for place in range(8)],
+                "short_factor": [1.0 + 0.25 * place for place in range(8)],
+            },
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+    ),
+    "gpt2": Synthetic("GPT2LMHeadModel", "gpt2", "F32", _BPE, {**_GPT2, "n_ctx": 256}, shared=False),
+    "gpt-bigcode": Synthetic("GPTBigCodeForCausalLM", "gpt_bigcode", "BF16", _BPE, _GPT2, shared=False),
+    "gpt-neox": Synthetic(
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        "F16",
+        _BPE,
+        {"num_key_value_heads": None, "rotary_pct": 0.25, "tie_word_embeddings": False},
+    ),
+    "starcoder2": Synthetic("Starcoder2ForCausalLM", "starcoder2", "BF16", _BPE),
+    "stablelm": Synthetic(
+        "StableLmForCausalLM",
+        "stablelm",
+        "BF16",
+        _BPE,
+        {"partial_rotary_factor": 0.25, "use_qkv_bias": True, "tie_word_embeddings": False},
+    ),
+    "stablelm-head-norms": Synthetic(
+        "StableLmForCausalLM",
+        "stablelm",
+        "BF16",
+        _BPE,
+        {
+            "partial_rotary_factor": 0.25,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo": Synthetic("OlmoForCausalLM", "olmo", "BF16", _BPE, {"clip_qkv": 8.0, "tie_word_embeddings": False}),
+    "olmo2": Synthetic("Olmo2ForCausalLM", "olmo2", "BF16", _BPE, {"tie_word_embeddings": False}),
+    "olmoe": Synthetic("OlmoeForCausalLM", "olmoe", "BF16", _BPE, {"num_experts": 4, "num_experts_per_tok": 2}),
+    "granite": Synthetic("GraniteForCausalLM", "granite", "BF16", _BPE, _GRANITE),
+    "granite-moe": Synthetic(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        "BF16",
+        _BPE,
+        {**_GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "cohere": Synthetic("CohereForCausalLM", "cohere", "BF16", _BPE, {"logit_scale": 0.0625}),
+    "cohere2": Synthetic(
+        "Cohere2ForCausalLM",
+        "cohere2",
+        "BF16",
+        _BPE,
+        {"logit_scale": 0.0625, "sliding_window": 64, "num_hidden_layers": 4, "head_dim": 16, "rotary_pct": 1.0},
+    ),
+    "falcon": Synthetic("FalconForCausalLM", "falcon", "BF16", _BPE, _FALCON, shared=False),
+    "falcon-grouped": Synthetic(
+        "FalconForCausalLM",
+        "falcon",
+        "BF16",
+        _BPE,
+        {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 256},
+        shared=False,
+    ),
+    "deepseek-v2": Synthetic(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        "BF16",
+        _BPE,
+        {**_DEEPSEEK, "n_routed_experts": 4, "n_shared_experts": 1, "q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    ),
+    "deepseek-v3": Synthetic(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        "BF16",
+        _BPE,
+        {
+            **_DEEPSEEK,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "q_lora_rank": 32,
+            "n_group": 2,
+            "topk_group": 1,
+            "scoring_func": "sigmoid",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bert": Synthetic("BertModel", "bert", "F32", _WPM, _BERT, shared=False, pooling="mean"),
+    "roberta": Synthetic(
+        "RobertaModel",
+        "roberta",
+        "F32",
+        _BPE,
+        {**_BERT, "max_position_embeddings": 130, "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2},
+        shared=False,
+        pooling="cls",
+    ),
+    "xlm-roberta": Synthetic(
+        "XLMRobertaModel",
+        "xlm-roberta",
+        "F32",
+        _UGM,
+        {**_BERT, "max_position_embeddings": 130, "pad_token_id": 1, "type_vocab_size": 1},
+        shared=False,
+    ),
+    "modern-bert": Synthetic(
+        "ModernBertModel",
+        "modernbert",
+        "F32",
+        _BPE,
+        {
+            **_BERT,
+            "num_hidden_layers": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+            "max_position_embeddings": 256,
+        },
+        shared=False,
+    ),
+    "nomic-bert": Synthetic(
+        "NomicBertModel",
+        "nomic_bert",
+        "F32",
+        _WPM,
+        {
+            "n_embd": 64,
+            "n_inner": 96,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 8192,
+            "vocab_size": 520,
+            "type_vocab_size": 2,
+            "layer_norm_epsilon": 1e-12,
+            "rotary_emb_base": 1000,
+            "rotary_emb_fraction": 1.0,
+            "rotary_emb_interleaved": False,
+            "rotary_emb_scale_base": None,
+            "activation_function": "swiglu",
+            "causal": False,
+            "qkv_proj_bias": False,
+            "mlp_fc1_bias": False,
+            "mlp_fc2_bias": False,
+            "prenorm": False,
+        },
+        shared=False,
+    ),
+    "t5-encoder": Synthetic(
+        "T5EncoderModel",
+        "t5",
+        "F32",
+        "unigram_model",
+        {
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 96,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 520,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "feed_forward_proj": "gated-gelu",
+            "n_positions": 512,
+        },
+        shared=False,
     ),
 }
 
@@ -94,20 +354,36 @@ _CONFIG = {
 }
 
 
+def config_of(synthetic: Synthetic) -> dict[str, Any]:
+    common = _CONFIG if synthetic.shared else {}
+    return {"architectures": [synthetic.architecture], "model_type": synthetic.model_type, **common, **synthetic.config}
+
+
 def write_checkpoint(name: str, directory: Path) -> Path:
     """Write one of SYNTHETIC to ``directory``, which is returned."""
+    write_checkpoint_files(name, directory)
+    shapes = json.loads(SHAPES.read_text(encoding="utf-8"))[name]
+    synthetic = SYNTHETIC[name]
+    write_weights(directory, _weights(synthetic, shapes), shards=synthetic.shards)
+    return directory
+
+
+def write_checkpoint_files(name: str, directory: Path) -> None:
+    """All but the weights."""
     synthetic = SYNTHETIC[name]
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [synthetic.architecture], "model_type": _model_type(synthetic)} | _CONFIG
-    config |= dict(synthetic.changes)
-    _write_json(directory / "config.json", config)
+    _write_json(directory / "config.json", config_of(synthetic))
     if synthetic.generation:
         _write_json(directory / "generation_config.json", synthetic.generation)
     if synthetic.card:
         (directory / "README.md").write_text(synthetic.card, encoding="utf-8")
+    if synthetic.pooling:
+        modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+        (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+        (directory / "1_Pooling").mkdir()
+        modes = {f"pooling_mode_{mode}": mode.startswith(synthetic.pooling) for mode in ("cls_token", "mean_tokens")}
+        _write_json(directory / "1_Pooling" / "config.json", modes)
     _TOKENIZERS[synthetic.tokenizer](directory)
-    write_weights(directory, _weights(synthetic, config), shards=synthetic.shards)
-    return directory
 
 
 def write_weights(directory: Path, weights: Mapping[str, tuple[str, np.ndarray]], *, shards: int = 1) -> None:
@@ -136,48 +412,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]])
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
 
 
-def _weights(synthetic: Synthetic, config: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:
-    hidden, ffn, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    length = config.get("head_dim", hidden // config["num_attention_heads"])
-    queries, keys = config["num_attention_heads"] * length, config["num_key_value_heads"] * length
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config.get("tie_word_embeddings", True):
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    for block in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{block}."
-        for name, rows, columns in (
-            ("self_attn.q_proj", queries, hidden),
-            ("self_attn.k_proj", keys, hidden),
-            ("self_attn.v_proj", keys, hidden),
-            ("self_attn.o_proj", hidden, queries),
-            ("mlp.gate_proj", ffn, hidden),
-            ("mlp.up_proj", ffn, hidden),
-            ("mlp.down_proj", hidden, ffn),
-        ):
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if synthetic.biases and name[-6] in "qkv":
-                shapes[f"{prefix}{name}.bias"] = (rows,)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{name}.weight"] = (hidden,)
-        if synthetic.head_norms:
-            for name in ("self_attn.q_norm", "self_attn.k_norm"):
-                shapes[f"{prefix}{name}.weight"] = (length,)
+def _weights(synthetic: Synthetic, shapes: Mapping[str, list[int]]) -> dict[str, tuple[str, np.ndarray]]:
     # RandomState's stream is frozen for good, default_rng's is not.
     random = np.random.RandomState(1234)
     weights = {}
     for name in sorted(shapes):
         values = random.standard_normal(shapes[name]).astype("<f4") * np.float32(0.1)
+        if len(shapes[name]) == 1 and name.endswith(".weight"):  # a norm's
+            values += np.float32(1)
         if synthetic.dtype == "BF16":
             values = (values.view("<u4") >> 16).astype("<u2")
         weights[name] = (synthetic.dtype, values.astype(_STORED[synthetic.dtype]))
     return weights
-
-
-def _model_type(synthetic: Synthetic) -> str:
-    return synthetic.architecture.removesuffix("ForCausalLM").lower()
 
 
 def _write_sentencepiece(directory: Path) -> None:
@@ -252,8 +498,148 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
+# SentencePiece's compiled form of: full-width A and B, no-break space, tab and newline, an ellipsis, the ligature fi
+# and e with acute, to what NFKD makes of each.
+_CHARSMAP = (
+    "eNol0wesj1cYB+BzbxAkRGzSatWmrhpFFbWpUbT2HrWpXavGtVdtSovae9ZeRe3E3rVn0NirNs+fL3m+9/edN+fkJOc7IU4I4dMQ"
+    "EiQIIWHcEHn6zfg4hIWJfMv95kSHecaj5SXesXqJ5VldQ5hpPJ4cnyQmJiMpKUhOKlKShtRsPh4d0qqWCB/xCelI/2ELIQOfkYmM"
+    "ZCEz2chKDrKTk8/JRQy5+YK85OFL8lGA/HxFQb6mEEUozDcUpTjFKEkJSlOKspThW8pRgfJUoiKV+Y6qVOEHvqc61ahJDWpTi7rU"
+    "oT71aEgDGtOIpjShGT/Sgua0oiVtaE072tKen+hIBzrTCUcTutCNn+lBd3rRk978Ql/6EBs5dAbQn0EMZAiDGcZQRjCcXxnJaEYx"
+    "ljGMZxwTmcBvTGIKk/mD35nGVP5kOjOZwWxmMZc5zGceC1nAYhaxlCUsZxkrWcEq/mINq1nHWjawnk1sZEvkX2Qrf7OdbezgH3ax"
+    "kz3sZh97I731UWHH1KhwQN7PIQ5yhMMc4ygnOM4pTvIvpznLGc5zjotc4DKXuMoVrnONG9yLExVuqTcjvdVR4T/1DrcjPe7ygPs8"
+    "4iFPeMz/POU5z3jJC17zire8eX/3YmJi3IISodn+2NC8VXgHJLCP1w=="
+)
+CHARSMAP = base64.b64encode(zlib.decompress(base64.b64decode(_CHARSMAP))).decode()
+
+_WORDS = (
+    "the ing and of to in is it for on with as at by this that from model token llama who what are you 1 2 3".split()
+)
+
+
+def _write_wordpiece(directory: Path) -> None:
+    """BERT's: special tokens, single characters at the start of a word and within, a few words."""
+    characters = [chr(code) for code in (*range(33, 65), *range(91, 127), *range(0x3B1, 0x3CA), *range(0x430, 0x450))]
+    characters += [chr(code) for code in range(0x4E00, 0x4E20)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    vocabulary += [word for word in _WORDS if len(word) > 1] + ["##ing", "##er", "##s2"]
+    specials = {text: number for number, text in enumerate(vocabulary[:5])}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0},
+        "padding": None,
+        "added_tokens": [_added(number, text) for text, number in specials.items()],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": _template("[CLS]", 2, "[SEP]", 3),
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {text: number for number, text in enumerate(vocabulary)},
+        },
+    }
+    _write_json(directory / "tokenizer.json", tokenizer)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {f"{kind}_token": text for kind, text in names.items()}
+    _write_json(directory / "tokenizer_config.json", settings)
+
+
+def _write_unigram(directory: Path) -> None:
+    """XLM-R's: log probabilities instead of merges, U+2581 for a space."""
+    pieces = [["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0]]
+    pieces += [[text, score] for text, score in _unigram_pieces()]
+    mask = len(pieces)
+    pieces.append(["<mask>", 0.0])
+    specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": mask}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(number, text) for text, number in specials.items()],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+            ],
+        },
+        "post_processor": _template("<s>", 0, "</s>", 2),
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": False},
+    }
+    _write_json(directory / "tokenizer.json", tokenizer)
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", "clean_up_tokenization_spaces": True}
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    _write_json(directory / "tokenizer_config.json", settings | {f"{kind}_token": text for kind, text in names.items()})
+
+
+def _write_unigram_model(directory: Path) -> None:
+    """T5's: a SentencePiece model, written field by field as sentencepiece_model.proto describes it."""
+    pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+    pieces += [(text, score, 1) for text, score in _unigram_pieces()]
+    model = b""
+    for text, score, kind in pieces:
+        model += _field(1, _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
+    model += _field(
+        2, b"\x18\x01" + b"\xc0\x02\x02" + b"\xc8\x02" + b"\xff" * 9 + b"\x01" + b"\xd0\x02\x01" + b"\xd8\x02\x00"
+    )
+    model += _field(3, _field(1, b"test") + _field(2, base64.b64decode(CHARSMAP)) + b"\x18\x01\x20\x01\x28\x01")
+    (directory / "spiece.model").write_bytes(model)
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    _write_json(directory / "tokenizer_config.json", settings | {"extra_ids": 0})
+
+
+def _unigram_pieces() -> list[tuple[str, float]]:
+    characters = [chr(code) for code in (0x2581, *range(33, 127), *range(0x3B1, 0x3CA), *range(0x430, 0x450))]
+    pieces = [(character, -8.0 - place / 64) for place, character in enumerate(characters)]
+    return pieces + [(f"\u2581{word}", -4.0 - place / 16) for place, word in enumerate(_WORDS)] + [("ing", -5.0)]
+
+
+def _field(number: int, content: bytes) -> bytes:
+    length, encoded = len(content), b""
+    while length > 0x7F:
+        encoded += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return bytes([number << 3 | 2]) + encoded + bytes([length]) + content
+
+
+def _added(number: int, text: str, *, special: bool = True) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": number, "content": text, "special": special, **plain}
+
+
+def _template(first: str, first_id: int, last: str, last_id: int) -> dict[str, Any]:
+    """[CLS] A [SEP] B [SEP]"""
+    before, after = {"SpecialToken": {"id": first, "type_id": 0}}, {"SpecialToken": {"id": last, "type_id": 0}}
+    one, two = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
+    tokens = {
+        text: {"id": text, "ids": [number], "tokens": [text]} for text, number in ((first, first_id), (last, last_id))
+    }
+    return {
+        "type": "TemplateProcessing",
+        "single": [before, one, after],
+        "pair": [before, one, after, two, after],
+        "special_tokens": tokens,
+    }
+
+
 def _write_json(path: Path, document: object) -> None:
     path.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-_TOKENIZERS = {"sentencepiece": _write_sentencepiece, "byte_level_bpe": _write_byte_level_bpe}
+_TOKENIZERS = {
+    _SPM: _write_sentencepiece,
+    _BPE: _write_byte_level_bpe,
+    _WPM: _write_wordpiece,
+    _UGM: _write_unigram,
+    "unigram_model": _write_unigram_model,
+}

@@ -49,9 +49,40 @@ class Fault:
     reset_after: int | None = None  # reset the connection after so many bytes of the body, sent or received
     cut_after: int | None = None  # hang up politely after so many bytes of the body
     stall_after: int | None = None  # send so many bytes of the body, then nothing
+    stall_reading: bool = False  # take nothing of the request's body
+    chunked: bool = False  # in transfer chunks, the last of which never comes
     trickle: float | None = None  # one byte of the body every so many seconds
     change_body: Callable[[bytes], bytes] | None = None
     ignore_range: bool = False
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """How a registry differs from the specification at its best. ``registry_flavours`` has those of real ones."""
+
+    name: str = "plain"
+    separate_repositories: bool = False  # a blob is in the repositories that it was pushed to or mounted in
+    mounts: bool = True
+    mount_status: int | None = None  # what every mount answers instead
+    absolute_location: bool = False
+    put_refusal: int | None = None  # a PUT with a body: only PATCH brings content
+    patch_refusal: int | None = None
+    largest_sized_patch: int | None = None  # more is a 416; in transfer chunks it passes
+    patch_status: int = 202
+    patch_keeps: str = "all"  # or "first", or "last"
+    tells_status: bool = True  # GET of an upload says how far it is
+    keeps_broken: bool = True  # bytes of a body whose connection broke stay in the session
+    ends_broken: bool = False  # a broken body ends its session
+    lying_416: bool = False  # distribution 2: the length of the blob and a short body
+    resolves_digest_tags: bool = False  # GitLab: the tag sha256-<hex> is the manifest itself
+    referrers_elsewhere: bool = False  # GHCR: the referrers API leads to a web page
+    claims_referrers: bool = False  # ECR, once: OCI-Subject without the API
+    ignores_ranges: bool = False
+    cookies: bool = False
+    warning: str = ""
+
+
+PLAIN = Quirks()
 
 
 class FakeRegistry:
@@ -65,8 +96,11 @@ class FakeRegistry:
         subject_header: bool = True,
         page_size: int | None = None,
         realm: str | None = None,
-        token_lifetime: int = 300,
+        token_lifetime: float = 300,
+        quirks: Quirks = PLAIN,
+        content_host: "FakeRegistry | None" = None,
     ) -> None:
+        self.quirks, self.content_host = quirks, content_host
         self.auth, self.referrers_api, self.subject_header = auth, referrers_api, subject_header
         self.page_size, self.realm, self.token_lifetime = page_size, realm, token_lifetime
         self.users = {"alice": "s3cret-canary"}
@@ -77,7 +111,9 @@ class FakeRegistry:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.tags: dict[tuple[str, str], str] = {}
-        self.uploads: set[str] = set()
+        self.owners: dict[str, set[str]] = {}  # blob -> repositories, where these are separate
+        self.signatures: set[str] = set()  # as a content host: the signed URLs that still work
+        self.uploads: dict[str, bytearray] = {}
         self.location: Callable[[str], str] = lambda path: path
         self.requests: list[Recorded] = []
         self.after_request: Callable[[str, str], None] = lambda method, path: None
@@ -106,9 +142,12 @@ class FakeRegistry:
     def fail(self, method: str, pattern: str, **fault: object) -> None:
         self.faults.append(Fault(method, pattern, **fault))  # type: ignore[arg-type]  # a test's own keywords
 
-    def add_blob(self, content: bytes, media_type: str = "application/octet-stream") -> Descriptor:
+    def add_blob(
+        self, content: bytes, media_type: str = "application/octet-stream", *, repositories: tuple[str, ...] = ()
+    ) -> Descriptor:
         descriptor = Descriptor.of(content, media_type)
         self.blobs[str(descriptor.digest)] = content
+        self.owners.setdefault(str(descriptor.digest), set()).update(repositories)
         return descriptor
 
     def add_manifest(self, name: str, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
@@ -125,10 +164,10 @@ class FakeRegistry:
         subject: Descriptor | None = None,
         artifact_type: str = "application/x.test",
     ) -> Manifest:
-        self.add_blob(EMPTY_JSON)
+        self.add_blob(EMPTY_JSON, repositories=(name,))
         manifest = image_manifest(
             config=EMPTY_CONFIG,
-            layers=[self.add_blob(content) for content in contents],
+            layers=[self.add_blob(content, repositories=(name,)) for content in contents],
             artifact_type=artifact_type,
             subject=subject,
         )
@@ -207,16 +246,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, fault.body, fault.headers)
             return
         length = int(self.headers.get("Content-Length", 0))
-        if fault and fault.reset_after is not None and length:
-            self.rfile.read(min(fault.reset_after, length))
+        if fault and fault.stall_reading:
+            self.fake.released.wait()
             self._reset()
             return
-        self.body = self.rfile.read(length)
+        if fault and fault.reset_after is not None and length:
+            part = self.rfile.read(min(fault.reset_after, length))
+            recorded.body_size = len(part)
+            self._keep_broken(part)
+            self._reset()
+            return
+        chunked = self.headers.get("Transfer-Encoding", "") == "chunked"
+        self.body = self._read_chunks() if chunked else self.rfile.read(length)
         recorded.body_size = len(self.body)
         path = urlsplit(self.path)
         self.query = parse_qs(path.query)
         if path.path == "/token":
             self._token()
+        elif path.path.startswith("/content/"):
+            self._signed_content(path.path.removeprefix("/content/"))
         elif self._is_authorised(path.path):
             self._route(path.path)
         self.fake.after_request(self.command, self.path)
@@ -234,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "blobs/uploads":
                 self._upload(name, rest)
             case "blobs":
-                self._blob(rest)
+                self._blob(name, rest)
             case "manifests":
                 self._manifest(name, rest)
             case "tags":
@@ -244,17 +292,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Blobs
 
-    def _blob(self, digest: str) -> None:
+    def _blob(self, name: str, digest: str) -> None:
         content = self.fake.blobs.get(digest)
-        if content is None:
+        if content is None or (self.fake.quirks.separate_repositories and name not in self.fake.owners.get(digest, ())):
             self._refuse(404, "BLOB_UNKNOWN", "blob unknown to registry")
             return
+        host = self.fake.content_host
+        if host is not None and self.command == "GET":
+            signature = f"signature-{self.fake.next_number()}"
+            host.blobs[digest] = content
+            host.signatures.add(signature)
+            self._answer(307, b"", {"Location": f"{host.url}/content/{digest}?signature={signature}"})
+            return
+        self._content(digest, content)
+
+    def _signed_content(self, digest: str) -> None:
+        if self.query.get("signature", [""])[0] not in self.fake.signatures:
+            self._answer(403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
+            return
+        self._content(digest, self.fake.blobs[digest])
+
+    def _content(self, digest: str, content: bytes) -> None:
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if requested and not (self.fault and self.fault.ignore_range):
+        if requested and not self.fake.quirks.ignores_ranges and not (self.fault and self.fault.ignore_range):
             start, end = int(requested[1]), min(int(requested[2]), len(content) - 1)
             if start >= len(content):
-                self._refuse(416, "RANGE_INVALID", "beyond the end")
+                length = {"Content-Length": str(len(content))} if self.fake.quirks.lying_416 else {}
+                self._answer(416, b'{"errors":[{"code":"RANGE_INVALID"}]}', length)
                 return
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             self._answer(206, content[start : end + 1], headers)
@@ -262,21 +327,90 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content, headers)
 
     def _upload(self, name: str, session: str) -> None:
+        fake, quirks = self.fake, self.fake.quirks
         if self.command == "POST":
-            session = str(self.fake.next_number())
-            self.fake.uploads.add(session)
-            location = self.fake.location(f"/v2/{name}/blobs/uploads/{session}?state=a%2Fb")
-            self._answer(202, b"", {"Location": location})
-            return
-        digest = self.query.get("digest", [""])[0]
-        if session not in self.fake.uploads:
+            self._begin_upload(name)
+        elif session not in fake.uploads or (self.command == "GET" and not quirks.tells_status):
             self._refuse(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")
-        elif "sha256:" + hashlib.sha256(self.body).hexdigest() != digest:
-            self._refuse(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+        elif self.command == "GET":
+            self._answer(204, b"", self._progress(name, session))
+        elif self.command == "PATCH":
+            self._patch(name, session)
         else:
-            self.fake.uploads.discard(session)
-            self.fake.blobs[digest] = self.body
-            self._answer(201, b"", {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
+            self._finish_upload(name, session)
+
+    def _begin_upload(self, name: str) -> None:
+        fake, quirks = self.fake, self.fake.quirks
+        mounted, origin = self.query.get("mount", [""])[0], self.query.get("from", [""])[0]
+        if mounted and quirks.mount_status:
+            self._refuse(quirks.mount_status, "UNKNOWN", "mounts are broken today")
+            return
+        if mounted and quirks.mounts and origin in fake.owners.get(mounted, ()):
+            fake.owners[mounted].add(name)
+            self._answer(201, b"", {"Location": f"/v2/{name}/blobs/{mounted}", "Docker-Content-Digest": mounted})
+            return
+        session = str(fake.next_number())
+        fake.uploads[session] = bytearray()
+        self._answer(202, b"", {"Location": self._upload_location(name, session)})
+
+    def _patch(self, name: str, session: str) -> None:
+        quirks, kept = self.fake.quirks, self.fake.uploads[session]
+        limit = quirks.largest_sized_patch
+        if quirks.patch_refusal:
+            self._refuse(quirks.patch_refusal, "UNSUPPORTED", "chunked uploads are not supported")
+        elif limit is not None and "Content-Length" in self.headers and len(self.body) > limit:
+            self._refuse(416, "BLOB_UPLOAD_INVALID", "range not satisfiable")
+        else:
+            if quirks.patch_keeps == "last":
+                kept[:] = self.body
+            elif quirks.patch_keeps == "all" or not kept:
+                kept += self.body
+            self._answer(quirks.patch_status, b"", self._progress(name, session))
+
+    def _finish_upload(self, name: str, session: str) -> None:
+        fake = self.fake
+        digest = self.query.get("digest", [""])[0]
+        if self.body and fake.quirks.put_refusal:
+            self._answer(fake.quirks.put_refusal, b"", {})
+            return
+        begun = fake.uploads[session]
+        start = re.fullmatch(r"(\d+)-(\d+)", self.headers.get("Content-Range", ""))
+        if begun and self.body and (not start or int(start[1]) != len(begun)):
+            self._refuse(416, "RANGE_INVALID", "out of order")
+            return
+        content = bytes(begun) + self.body
+        if "sha256:" + hashlib.sha256(content).hexdigest() != digest:
+            self._refuse(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+            return
+        del fake.uploads[session]
+        fake.blobs[digest] = content
+        fake.owners.setdefault(digest, set()).add(name)
+        self._answer(201, b"", {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
+
+    def _progress(self, name: str, session: str) -> dict[str, str]:
+        last = max(0, len(self.fake.uploads[session]) - 1)
+        return {"Location": self._upload_location(name, session), "Range": f"0-{last}"}
+
+    def _upload_location(self, name: str, session: str) -> str:
+        location = self.fake.location(f"/v2/{name}/blobs/uploads/{session}?state=a%2Fb")
+        return f"{self.fake.url}{location}" if self.fake.quirks.absolute_location else location
+
+    def _keep_broken(self, part: bytes) -> None:
+        match = _PATH.fullmatch(urlsplit(self.path).path)
+        if match and match["kind"] == "blobs/uploads":
+            if self.fake.quirks.ends_broken:
+                self.fake.uploads.pop(match["rest"], None)
+            elif self.fake.quirks.keeps_broken and match["rest"] in self.fake.uploads:
+                self.fake.uploads[match["rest"]] += part
+
+    def _read_chunks(self) -> bytes:
+        # RFC 9112, section 7.1.
+        content = bytearray()
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return bytes(content)
 
     # Manifests
 
@@ -287,6 +421,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with fake.lock:
             digest = selector if ":" in selector else fake.tags.get((name, selector), "")
+            if fake.quirks.resolves_digest_tags and re.fullmatch(r"sha256-[0-9a-f]{64}", selector):
+                digest = selector.replace("-", ":")
             found = fake.manifests.get((name, digest))
         if not found:
             self._refuse(404, "MANIFEST_UNKNOWN", "manifest unknown")
@@ -312,7 +448,7 @@ class _Handler(BaseHTTPRequestHandler):
             if ":" not in selector:
                 fake.tags[name, selector] = str(manifest.digest)
         headers = {"Docker-Content-Digest": str(manifest.digest)}
-        if manifest.subject and fake.referrers_api and fake.subject_header:
+        if manifest.subject and fake.subject_header and (fake.referrers_api or fake.quirks.claims_referrers):
             headers["OCI-Subject"] = str(manifest.subject.digest)
         self._answer(201, b"", headers)
 
@@ -328,6 +464,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps({"name": name, "tags": tags}).encode(), headers)
 
     def _referrers(self, name: str, digest: str) -> None:
+        if self.fake.quirks.referrers_elsewhere:
+            self._answer(303, b"", {"Location": "https://web.invalid/packages"})
+            return
         if not self.fake.referrers_api:
             self._answer(404, b"404 page not found\n", {"Content-Type": "text/plain"})
             return
@@ -397,15 +536,24 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.change_body and self.command == "GET" and status < 300:
             body = fault.change_body(body)
         headers = {"Content-Length": str(len(body)), **(headers or {})}
+        if fault and fault.chunked:
+            headers = {**headers, "Transfer-Encoding": "chunked"}
+            del headers["Content-Length"]
+            body = b"%x\r\n%b" % (len(body), body)
+            self.close_connection = True
         if fault and status < 300:
             headers |= fault.headers
+        if self.fake.quirks.cookies:
+            headers["Set-Cookie"] = "sid=cookie-canary; Path=/"
+        if self.fake.quirks.warning:
+            headers["Warning"] = f'299 - "{self.fake.quirks.warning}"'
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command == "HEAD":
+        if self.command == "HEAD" or status == 204:
             return
         if fault and fault.reset_after is not None:
             self.wfile.write(body[: fault.reset_after])

@@ -94,7 +94,7 @@ def published(author, address, tiny_checkpoint, key_pair):
     assert pushed.code == 0, pushed.stderr
     answer = pushed.json("push")
     assert answer["digest"] == built.json("build")["variants"][0]["digest"]
-    assert answer["referrers_copied"] == 2  # the sigstore bundle and the .sig tag
+    assert answer["referrers_copied"] == 4  # signature, provenance and bill as bundles, and the .sig tag
     return reference
 
 

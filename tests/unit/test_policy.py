@@ -26,6 +26,7 @@ OTHER = PrivateKey.generate()
 
 FULL = f"""
 version = 1
+locked = true
 [default]
 action = "warn"
 [keys.acme-2026]
@@ -42,6 +43,18 @@ threshold = 2
 formats = ["bundle"]
 require_ref = true
 max_age = "180d"
+signed_prefix = "registry.acme.dev/models"
+licenses = ["Apache-2.0", "MIT"]
+[[rule.attestation]]
+type = "https://in-toto.io/attestation/test-result/v0.1"
+signers = ["ci", "acme-2026"]
+threshold = 2
+where = {{ result = "PASSED", "configuration.0.name" = ["small", "large"] }}
+[identities.ci]
+issuer = "https://token.actions.githubusercontent.com"
+subject = "https://github.com/acme/models/.github/workflows/release.yml@refs/tags/*"
+[sigstore]
+trusted_root = "trusted_root.json"
 [[revoked]]
 digest = "sha256:{"0" * 64}"
 reason = "trained on the wrong data"
@@ -96,9 +109,17 @@ def match_of(policy: Policy, reference: str) -> str | None:
 
 
 def test_every_field_is_read(directory):
+    (directory / "trusted_root.json").write_bytes(b"{}")
     policy = load(directory, FULL)
 
     (rule,) = policy.rules
+    assert (rule.signed_prefix, rule.licenses) == ("registry.acme.dev/models", ("Apache-2.0", "MIT"))
+    (required,) = rule.attestations
+    assert (required.type, required.threshold) == ("https://in-toto.io/attestation/test-result/v0.1", 2)
+    assert dict(required.where) == {"result": ("PASSED",), "configuration.0.name": ("small", "large")}
+    assert [signer.name for signer in required.signers] == ["ci", "acme-2026"]
+    assert policy.identities["ci"].issuer == "https://token.actions.githubusercontent.com"
+    assert (policy.is_locked, policy.trusted_root) == (True, b"{}")
     assert (rule.match, rule.threshold, rule.formats) == ("ghcr.io/acme/**", 2, ("bundle",))
     assert rule.require_ref is True
     assert rule.max_age == timedelta(days=180)
@@ -125,13 +146,28 @@ def test_what_is_left_out_is_strict_except_for_the_tag(directory):
     assert policy.default == "deny"
 
 
+def attestation(fields: str) -> str:
+    return f'[[rule.attestation]]\nsigners = ["acme"]\n{fields}'
+
+
 # Shapes: the schema and the loader refuse the same. (what stands there, what is put in its place)
 SHAPES = [
     ("version = 1", ""),
     ("version = 1", "version = 2"),
     ("version = 1", 'version = "1"'),
     ("version = 1", "version = 1\nextra = true"),
-    ("version = 1", "version = 1\nlocked = true"),
+    ("version = 1", "version = 1\nlocked = 1"),
+    ("version = 1", 'version = 1\n[identities."c i"]\nissuer = "https://x"\nsubject = "a"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "http://x"\nsubject = "a"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://*"\nsubject = "a"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = ""'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "**"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "*@*.*"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "a***"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "a b"'),
+    ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "a"\nkey = "b"'),
+    ("version = 1", "version = 1\n[sigstore]\nrekor = 'x'"),
+    ("version = 1", "version = 1\n[sigstore]\ntrusted_root = 1"),
     ("version = 1", 'version = 1\n[default]\naction = "allow"'),
     ("version = 1", "version = 1\n[default]\naction = true"),
     ("version = 1", 'version = 1\n[default]\nextra = "x"'),
@@ -164,8 +200,20 @@ SHAPES = [
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nrequire_ref = 1'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nmax_age = "0d"'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nmax_age = "6 months"'),
-    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nsigned_prefix = "x"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nrequire_ref = true\nsigned_prefix = "x/*"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nrequire_ref = true\nsigned_prefix = "x/"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nlicenses = []'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nlicenses = "MIT"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\ntemplate_sha256 = "x"'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n[[rule.attestation]]\ntype = "x"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n[[rule.attestation]]\nsigners = ["acme"]'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "a b"')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nthreshold = 0')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nmax_age = "1d"')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nwhere = {"a..b"=1}')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nwhere = {a=1.5}')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nwhere = {a=[]}')),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "x"\nwhere = {a={b=1}}')),
 ]
 
 
@@ -185,6 +233,27 @@ def test_the_loader_and_the_schema_refuse_the_same_shapes(directory, old, new):
     ("old", "new", "reason"),
     [
         ('signers = ["acme", "other"]', 'signers = ["acme", "ci"]', "'ci' is not among the keys"),
+        (
+            'signers = ["acme", "other"]',
+            'signers = ["acme", "other"]\n[[rule.attestation]]\ntype = "x"\nsigners = ["ci"]',
+            "'ci' is not among the keys",
+        ),
+        (
+            'signers = ["acme", "other"]',
+            'signers = ["acme", "other"]\nsigned_prefix = "x"',
+            "says nothing without require_ref",
+        ),
+        (
+            'match = "ghcr.io/acme/**"',
+            'match = "ghcr.io/acme-*/**"\nsigned_prefix = "x"\nrequire_ref = true',
+            "needs a match that ends",
+        ),
+        ("version = 1", 'version = 1\n[sigstore]\ntrusted_root = "none.json"', "there is no file"),
+        (
+            "version = 1",
+            'version = 1\n[identities.acme]\nissuer = "https://x"\nsubject = "a"',
+            "'acme' names a key and an identity",
+        ),
         ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nthreshold = 3', "does not fit 2 distinct keys"),
         ('path = "keys/acme.pub"', 'path = "keys/none.pub"', "there is no file"),
         ('path = "keys/acme.pub"', 'path = "policy.toml"', "not a key file"),
@@ -205,12 +274,6 @@ def test_one_key_under_two_names_is_one_key_to_a_threshold(directory):
 
     with pytest.raises(MalformedPolicyError, match="1 distinct keys"):
         load(directory, SMALL.replace('["acme", "other"]', '["acme", "other"]\nthreshold = 2'))
-
-
-@pytest.mark.parametrize("field", ['[identities.ci]\nissuer = "x"', 'signed_prefix = "x"', "[[rule.attestation]]"])
-def test_what_is_not_enforced_yet_is_refused_and_never_ignored(directory, field):
-    with pytest.raises(MalformedPolicyError, match="not enforced by this version"):
-        load(directory, SMALL + field)
 
 
 def test_a_policy_without_a_file_is_not_found(tmp_path):
@@ -323,6 +386,12 @@ def test_the_digest_of_a_policy_follows_its_meaning_and_not_its_spelling(directo
         ('path = "keys/acme.pub"', 'path = "keys/acme.pub"\nnot_after = 2027-01-01T00:00:00Z'),
         ("version = 1", 'version = 1\n[default]\naction = "warn"'),
         ("version = 1", f'version = 1\n[[revoked]]\ndigest = "sha256:{"0" * 64}"'),
+        ('["acme", "other"]', '["acme", "other"]\nrequire_ref = true\nsigned_prefix = "x"'),
+        ('["acme", "other"]', '["acme", "other"]\nlicenses = ["MIT"]'),
+        ('["acme", "other"]', '["acme", "other"]\n' + attestation('type = "x"')),
+        ('["acme", "other"]', '["acme", "other"]\n' + attestation('type = "x"\nwhere = {a = 1}')),
+        ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "a"'),
+        ("version = 1", 'version = 1\n[sigstore]\ntrusted_root = "policy.toml"'),
     ):
         assert load(directory, SMALL.replace(old, new, 1)).digest != digest
     (directory / "keys" / "acme.pub").write_bytes(PrivateKey.generate().public.pem)

@@ -1,11 +1,60 @@
 """The architectures that are converted natively. One family a file; each is data and a few named operations."""
 
-from modelpack.convert.architectures.architecture import Architecture, Operation
-from modelpack.convert.architectures.llama import LLAMA, MISTRAL
-from modelpack.convert.architectures.qwen import QWEN2, QWEN3
+from modelpack.convert.architectures import (
+    bert,
+    cohere,
+    deepseek,
+    falcon,
+    gemma,
+    gpt,
+    granite,
+    llama,
+    olmo,
+    phi,
+    qwen,
+    stablelm,
+    starcoder2,
+    t5,
+)
+from modelpack.convert.architectures.architecture import Architecture, MappedTensor, Operation
 from modelpack.errors import UnknownArchitectureError
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    llama.MIXTRAL,
+    llama.SMOLLM3,
+    qwen.QWEN2,
+    qwen.QWEN2_MOE,
+    qwen.QWEN3,
+    qwen.QWEN3_MOE,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi.PHI2,
+    phi.PHI3,
+    gpt.GPT2,
+    gpt.GPT_BIGCODE,
+    gpt.GPT_NEOX,
+    starcoder2.STARCODER2,
+    stablelm.STABLELM,
+    olmo.OLMO,
+    olmo.OLMO2,
+    olmo.OLMOE,
+    granite.GRANITE,
+    granite.GRANITE_MOE,
+    cohere.COHERE,
+    cohere.COHERE2,
+    falcon.FALCON,
+    deepseek.DEEPSEEK2,
+    deepseek.DEEPSEEK3,
+    bert.BERT,
+    bert.ROBERTA,
+    bert.XLM_ROBERTA,
+    bert.NOMIC_BERT,
+    bert.MODERN_BERT,
+    t5.T5_ENCODER,
+)
 
 
 def find_architecture(hf_name: str) -> Architecture:
@@ -17,4 +66,4 @@ def find_architecture(hf_name: str) -> Architecture:
     raise UnknownArchitectureError(f"there is no converter for {hf_name[:100]!r}; there are converters for {known}")
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "Operation", "find_architecture"]
+__all__ = ["ARCHITECTURES", "Architecture", "MappedTensor", "Operation", "find_architecture"]

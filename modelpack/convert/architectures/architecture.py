@@ -11,7 +11,7 @@ import gguf
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import COMMON, Hyperparameter
 from modelpack.convert.tensor import Tensor
-from modelpack.convert.tokenizer import VocabularyReader
+from modelpack.convert.vocabulary import VocabularyReader
 from modelpack.errors import UnsupportedError
 
 Operation = Callable[[Tensor, Config], Tensor]
@@ -66,17 +66,19 @@ class Architecture:
     before_vocabulary: tuple[Hyperparameter, ...] = ()
     special_tokens: tuple[Hyperparameter, ...] = ()
     """What no file of the tokenizer says; written last."""
+    leaves_out: Callable[[str, Config], bool] = lambda _name, _config: False
+    """Says of a checkpoint's tensor that the model does without it."""
     extra_tensors: Callable[[Config], Iterable[tuple[str, Tensor]]] = lambda _config: ()
 
     def config(self, values: Mapping[str, Any], **facts: Any) -> Config:
         return Config.of(self.configure(values), self.defaults, **facts)
 
-    def map_tensor(self, name: str) -> list[MappedTensor]:
+    def map_tensor(self, name: str, config: Config) -> list[MappedTensor]:
         """What becomes of a checkpoint's tensor; nothing when it is to be left out.
 
         Raises UnsupportedError for a tensor that the architecture does not have.
         """
-        if name.endswith(_BUFFERS):
+        if name.endswith(_BUFFERS) or self.leaves_out(name, config):
             return []
         short = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
         stem, ending = next(

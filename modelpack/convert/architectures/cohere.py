@@ -5,7 +5,14 @@ from typing import Any
 
 from modelpack.convert.architectures.architecture import Architecture
 from modelpack.convert.architectures.decoder import DECODER, HEAD_NORMS, as_many_keys_as_heads
-from modelpack.convert.hyperparameters import COMMON, no_rope_scaling, number, rotated_length, sliding_window, vocabulary_size
+from modelpack.convert.hyperparameters import (
+    COMMON,
+    no_rope_scaling,
+    number,
+    rotated_length,
+    sliding_window,
+    vocabulary_size,
+)
 from modelpack.convert.tokenizer import byte_level_bpe
 
 _TENSORS = {name: target for name, target in DECODER.items() if "post_attention" not in name}

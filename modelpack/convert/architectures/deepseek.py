@@ -72,6 +72,13 @@ def _yarn(writer: gguf.GGUFWriter, config: Config) -> None:
 _REPLACED = {head_lengths: _head_lengths, head_count_kv: fixed("head_count_kv", 1)}
 _BLOCK = "model.layers.{block}."
 
+
+def _predicts_ahead(name: str, config: Config) -> bool:
+    """The blocks after the last one guess several tokens ahead (MTP), which llama.cpp does not do here."""
+    block = name.removeprefix("model.layers.").partition(".")[0]
+    return block.isdecimal() and int(block) >= config.blocks
+
+
 DEEPSEEK2 = Architecture(
     gguf_name="deepseek2",
     hf_names=("DeepseekV2ForCausalLM",),
@@ -115,6 +122,7 @@ DEEPSEEK2 = Architecture(
         *(f"blk.{{block}}.ffn_{name}_{kind}" for name in ("gate", "up", "down") for kind in ("exps", "shexp")),
         "blk.{block}.exp_probs_b",
     ),
+    leaves_out=_predicts_ahead,
     defaults={
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
@@ -141,6 +149,7 @@ DEEPSEEK3 = replace(
         "max_position_embeddings": 4096,
         "n_routed_experts": 256,
         "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
         "num_experts_per_tok": 8,
         "n_group": 8,
         "topk_group": 4,

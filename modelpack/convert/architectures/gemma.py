@@ -14,7 +14,6 @@ from modelpack.convert.hyperparameters import (
     embedding_length,
     feed_forward_length,
     file_type,
-    fixed,
     head_count,
     head_count_kv,
     head_lengths,
@@ -38,8 +37,17 @@ _HYPERPARAMETERS = (
     file_type,
 )
 _NORMS = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")
-_ONE_ADDED = {name: lambda tensor, _config: add_one(tensor) for name in ("output_norm", *(f"blk.{{block}}.{n}" for n in _NORMS))}
-_no_space_prefix = fixed("add_space_prefix", False)
+_ONE_ADDED = {
+    name: lambda tensor, _config: add_one(tensor) for name in ("output_norm", *(f"blk.{{block}}.{n}" for n in _NORMS))
+}
+
+
+def _no_space_prefix(writer: gguf.GGUFWriter, _config: Config) -> None:
+    """Said last, whatever the tokenizer's settings say first."""
+    values = writer.kv_data[0]
+    if values["tokenizer.ggml.model"].value == "llama":
+        values.pop("tokenizer.ggml.add_space_prefix", None)
+        writer.add_add_space_prefix(False)
 
 
 def _gating_tokens(writer: gguf.GGUFWriter, _config: Config) -> None:
@@ -100,11 +108,6 @@ def _no_attention_cap(_writer: gguf.GGUFWriter, config: Config) -> None:
         raise UnsupportedError("config.json caps attention's logits, which llama.cpp's Gemma 3 cannot")
 
 
-def _no_space_prefix_by_scores(writer: gguf.GGUFWriter, _config: Config) -> None:
-    if writer.kv_data[0]["tokenizer.ggml.model"].value == "llama":
-        writer.add_add_space_prefix(False)
-
-
 GEMMA3 = replace(
     GEMMA2,
     gguf_name="gemma3",
@@ -128,5 +131,4 @@ GEMMA3 = replace(
         "sliding_window": 4096,
         "vocab_size": 262208,
     },
-    special_tokens=(_no_space_prefix_by_scores,),
 )

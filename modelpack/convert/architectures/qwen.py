@@ -3,9 +3,10 @@
 llama.cpp rotates their halves as the checkpoint does, so nothing happens to their tensors.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from modelpack.convert.architectures.architecture import Architecture
+from modelpack.convert.architectures.architecture import Architecture, Parts
 from modelpack.convert.architectures.decoder import DECODER, EXPERTS, HEAD_NORMS
 from modelpack.convert.hyperparameters import COMMON, count, expert_feed_forward_length, pooling
 from modelpack.convert.tensor import half
@@ -40,7 +41,7 @@ _MIXED_FEED_FORWARD = tuple(
     for name in ("gate", "up", "down", "gate_inp", "gate_exps", "up_exps", "down_exps")
     + ("gate_inp_shexp", "gate_shexp", "up_shexp", "down_shexp")
 )
-_FUSED_EXPERTS = {
+_FUSED_EXPERTS: Mapping[str, str | Parts] = {
     "model.layers.{block}.mlp.experts.gate_up_proj": (
         ("blk.{block}.ffn_gate_exps.weight", lambda tensor, _config: half(tensor, 0)),
         ("blk.{block}.ffn_up_exps.weight", lambda tensor, _config: half(tensor, 1)),

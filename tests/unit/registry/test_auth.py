@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes.registry import FakeRegistry
@@ -90,6 +91,34 @@ def test_a_token_is_renewed_before_it_expires(open_registry: Opener) -> None:
         repository.resolve("v1")
 
         assert len(fake.tokens) == 2
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(32 << 20, 2), (1 << 20, 1)])
+def test_a_large_body_does_not_leave_with_a_token_of_which_half_is_over(
+    open_registry: Opener, size: int, tokens: int
+) -> None:
+    with FakeRegistry(auth="token", token_lifetime=3) as fake:
+        repository = open_registry(fake, credentials=ALICE).repository("me/tiny", push=True)
+        assert not repository.has_blob(Descriptor.of(b"", "application/octet-stream"))
+        time.sleep(1.6)
+
+        write_whole(repository, bytes(size), "application/octet-stream")
+
+        assert fake.count("GET", "^/token") == tokens
+        assert all(one.authorization for one in fake.requests[2:] if not one.path.startswith("/token"))
+
+
+def test_many_threads_ask_for_one_token(open_registry: Opener) -> None:
+    with FakeRegistry(auth="token") as fake:
+        blobs = [fake.add_blob(bytes([number])) for number in range(16)]
+        fake.fail("GET", "^/token", status=503)
+        repository = open_registry(fake, credentials=ALICE).repository("me/tiny")
+
+        with ThreadPoolExecutor(8) as threads:
+            contents = list(threads.map(lambda blob: read_whole(repository, blob, limit=1), blobs))
+
+        assert contents == [bytes([number]) for number in range(16)]
+        assert len(fake.tokens) == 1
 
 
 def test_a_right_that_is_not_granted_ends_in_access_denied(open_registry: Opener) -> None:

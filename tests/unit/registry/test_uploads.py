@@ -1,19 +1,24 @@
 """Writing blobs: one shot, fresh sessions, and nothing visible that is not right."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
-from fakes.registry import FakeRegistry
+from fakes.registry import FakeRegistry, Quirks
+from fakes.registry_flavours import ARTIFACTORY, DISTRIBUTION_2, ECR
 
 from modelpack.errors import AccessDeniedError, DigestMismatchError, RegistryRefusedError, RegistryUnavailableError
 from modelpack.oci.manifest import Descriptor
-from modelpack.registry.client import Repository
+from modelpack.registry.client import Registry, Repository
+from modelpack.registry.credentials import Credential, FixedCredentials
+from modelpack.registry.profiles import GENERIC, Patch, Profile
 
 WEIGHTS = random.Random(8).randbytes(3_000_000)
 DESCRIPTOR = Descriptor.of(WEIGHTS, "application/octet-stream")
 STEP = 100_000
+ALICE = FixedCredentials(Credential("alice", "s3cret-canary"))
+OpenRegistry = Callable[..., Registry]
 
 
 def open_weights(offset: int) -> AbstractContextManager[Iterator[bytes]]:
@@ -42,6 +47,7 @@ def test_an_empty_blob_can_be_sent(repository: Repository, fake: FakeRegistry) -
 
 
 def test_a_broken_upload_starts_again_in_a_fresh_session(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = DISTRIBUTION_2
     heard: list[int] = []
     fake.fail("PUT", "uploads/1", reset_after=1_500_000)
     fake.fail("PUT", "uploads/2", status=503)
@@ -146,3 +152,145 @@ def test_a_blob_of_another_size_is_not_the_blob(repository: Repository, fake: Fa
 
     with pytest.raises(DigestMismatchError):
         repository.has_blob(DESCRIPTOR)
+
+
+def test_a_broken_upload_goes_on_where_the_registry_says_it_stands(repository: Repository, fake: FakeRegistry) -> None:
+    heard: list[int] = []
+    fake.fail("PUT", "uploads/1", reset_after=1_500_000)
+
+    repository.write_blob(DESCRIPTOR, open_weights, on_bytes=heard.append)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert fake.count("POST") == 1
+    first, second = (one for one in fake.requests if one.method == "PUT")
+    assert second.headers["content-range"] == f"{first.body_size}-{len(WEIGHTS) - 1}"
+    assert second.body_size == len(WEIGHTS) - first.body_size
+    assert sum(heard) == len(WEIGHTS)
+
+
+def test_an_upload_that_lacks_only_its_end_is_closed(repository: Repository, fake: FakeRegistry) -> None:
+    # Everything arrived, and then the connection broke before the registry had stored it.
+    fake.fail("PUT", "uploads/1", reset_after=len(WEIGHTS))
+
+    repository.write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert [one.body_size for one in fake.requests if one.method == "PUT"] == [len(WEIGHTS), 0]
+
+
+@pytest.mark.parametrize("range_", ["0-0", "0-99999999999", "5-10", "bytes", ""])
+def test_a_status_that_says_nothing_sensible_is_not_believed(
+    repository: Repository, fake: FakeRegistry, range_: str
+) -> None:
+    fake.fail("PUT", "uploads/1", reset_after=1_500_000)
+    fake.fail("GET", "uploads/1", status=204, headers={"Range": range_, "Location": "/v2/me/tiny/blobs/uploads/1"})
+
+    repository.write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert fake.count("POST") == 2
+
+
+def test_an_upload_that_does_not_advance_is_started_over(
+    repository: Repository, fake: FakeRegistry, sleeps: list[float]
+) -> None:
+    fake.quirks = Quirks(keeps_broken=False)
+    fake.fail("PUT", "uploads", times=99, reset_after=1_500_000)
+
+    with pytest.raises(RegistryUnavailableError):
+        repository.write_blob(DESCRIPTOR, open_weights)
+    assert len(sleeps) == 5
+
+
+def test_a_blob_that_another_repository_has_is_mounted(fake: FakeRegistry, open_registry: OpenRegistry) -> None:
+    fake.quirks = DISTRIBUTION_2
+    fake.add_blob(WEIGHTS, repositories=("me/base",))
+    repository = open_registry(fake).repository("me/tiny", push=True, mount_from=lambda _: ("me/gone", "me/base"))
+    heard: list[int] = []
+
+    repository.write_blob(DESCRIPTOR, open_weights, on_bytes=heard.append)
+
+    assert repository.has_blob(DESCRIPTOR)
+    assert fake.count("PUT") == 0
+    assert fake.count("POST", f"mount={DESCRIPTOR.digest}&from=me%2Fbase") == 1
+    assert sum(heard) == len(WEIGHTS)
+
+
+def test_a_mount_that_is_not_made_leaves_a_session_to_use(fake: FakeRegistry, open_registry: OpenRegistry) -> None:
+    fake.quirks = ECR
+    repository = open_registry(fake).repository("me/tiny", push=True, mount_from=lambda _: ("me/base",))
+
+    repository.write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert (fake.count("POST"), fake.count("PUT")) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+def test_a_mount_that_fails_is_no_failure(fake: FakeRegistry, open_registry: OpenRegistry, status: int) -> None:
+    fake.quirks = Quirks(mount_status=status)
+    repository = open_registry(fake).repository("me/tiny", push=True, mount_from=lambda _: ("me/base",))
+
+    repository.write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+
+
+def test_a_mount_asks_for_the_right_to_read_the_other_repository(
+    fake: FakeRegistry, open_registry: OpenRegistry
+) -> None:
+    fake.auth = "token"
+    fake.quirks = DISTRIBUTION_2
+    fake.add_blob(WEIGHTS, repositories=("me/base",))
+    registry = open_registry(fake, credentials=ALICE)
+
+    registry.repository("me/tiny", push=True, mount_from=lambda _: ("me/base",)).write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.owners[str(DESCRIPTOR.digest)] == {"me/base", "me/tiny"}
+    assert any("repository%3Ame%2Fbase%3Apull" in one.path for one in fake.requests if one.path.startswith("/token"))
+
+
+def test_a_registry_that_refuses_the_put_gets_a_patch(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = ARTIFACTORY
+    heard: list[int] = []
+
+    repository.write_blob(DESCRIPTOR, open_weights, on_bytes=heard.append)
+    other = Descriptor.of(b"licence", "text/plain")
+    repository.write_blob(other, lambda offset: nullcontext(iter([b"licence"])))
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert fake.blobs[str(other.digest)] == b"licence"
+    assert fake.count("PATCH") == 2
+    # The second blob does not try what the first has learnt.
+    assert fake.count("PUT") == 3
+    assert "content-range" not in next(one for one in fake.requests if one.method == "PATCH").headers
+    assert sum(heard) == len(WEIGHTS)
+
+
+def test_a_patch_may_have_to_come_in_transfer_chunks(fake: FakeRegistry, open_registry: OpenRegistry) -> None:
+    fake.quirks = Quirks(put_refusal=405, largest_sized_patch=1 << 20)
+    chunked = Profile("picky", patch=Patch.CHUNKED)
+
+    open_registry(fake, profile=chunked).repository("me/tiny").write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    with pytest.raises(RegistryRefusedError, match="416"):
+        open_registry(fake, profile=GENERIC).repository("me/tiny").write_blob(DESCRIPTOR, open_weights)
+
+
+def test_a_registry_without_patch_gets_none(fake: FakeRegistry, open_registry: OpenRegistry) -> None:
+    fake.quirks = Quirks(put_refusal=405)
+    registry = open_registry(fake, profile=Profile("monolithic", patch=Patch.NEVER))
+
+    with pytest.raises(RegistryRefusedError, match="405"):
+        registry.repository("me/tiny").write_blob(DESCRIPTOR, open_weights)
+    assert fake.count("PATCH") == 0
+
+
+def test_a_patch_of_which_not_all_was_kept_does_not_pass(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = Quirks(put_refusal=405)
+    fake.fail("PATCH", "uploads", status=202, headers={"Range": "0-999", "Location": "/v2/me/tiny/blobs/uploads/1"})
+
+    with pytest.raises(RegistryRefusedError, match="kept 1000 of the 3000000 bytes"):
+        repository.write_blob(DESCRIPTOR, open_weights)
+    assert fake.blobs == {}

@@ -14,7 +14,7 @@ from modelpack.errors import NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import EMPTY_CONFIG, image_index
 from modelpack.oci.reference import Reference
-from modelpack.store import Store
+from modelpack.store import Store, locks
 
 REF = Reference.parse
 
@@ -291,3 +291,31 @@ def test_whatever_happens_every_tag_stays_complete(tmp_path_factory: pytest.Temp
     age_all(store)
     store.prune(grace=timedelta(0))
     assert on_disk(store) == set()
+
+
+def test_prune_leaves_the_journal_of_a_transfer_that_runs(store: Store) -> None:
+    partial = store.partials / ("a" * 64)
+    journal = partial.with_suffix(".journal")
+    with locks.locked(partial):
+        journal.write_bytes(b"x")
+        assert store.prune(partial_age=timedelta(0)).partials == ()
+    gone = store.prune(partial_age=timedelta(0))
+    assert [path.name for path, _ in gone.partials] == [partial.name, journal.name]
+    assert list(store.partials.iterdir()) == []
+
+
+def test_prune_removes_what_a_process_that_was_killed_left_of_an_atomic_write(store: Store) -> None:
+    model = put_model(store.repository("tiny"), b"weights", tag="v1")
+    leftovers = [
+        store.root / ".index.json.k4o0jrr4",
+        store.blobs.directory / f".{model.digest.hex}.abcdefgh",
+        store.root / "receipts" / f".{model.digest.hex}.json.abcdefgh",
+    ]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    (store.root / ".nextcloud").write_bytes(b"of somebody else")
+
+    assert store.prune().partials == (), "somebody may be at it"
+    assert sorted(path for path, _ in store.prune(partial_age=timedelta(0)).partials) == sorted(leftovers)
+    assert not any(path.exists() for path in leftovers)
+    assert (store.root / ".nextcloud").exists()

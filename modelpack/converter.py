@@ -1,0 +1,70 @@
+"""Which converter makes the GGUF file: modelpack's own, or llama.cpp's in its cage."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.errors import InvalidInputError, UnknownArchitectureError
+from modelpack.progress import SILENT, Progress
+from modelpack.upstream import UpstreamEnvironment, UpstreamPlan, plan_upstream, run_upstream
+
+Converter = Literal["auto", "native", "upstream"]
+AnyPlan = ConversionPlan | UpstreamPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ConverterChoice:
+    """``auto`` is native where that knows the architecture, else upstream's converter if it is installed."""
+
+    converter: Converter = "auto"
+    environment: UpstreamEnvironment | None = None
+    trust_code: bool = False
+    """Let upstream's converter run code that the checkpoint brings."""
+
+    def plan(self, checkpoint: Checkpoint, name: str) -> AnyPlan:
+        """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""
+        if self.converter == "upstream":
+            return self._plan_upstream(checkpoint, name)
+        try:
+            return plan_conversion(checkpoint, name=name)
+        except UnknownArchitectureError as error:
+            if self.converter == "native":
+                raise
+            if self.environment is None or not self.environment.is_installed:
+                raise UnknownArchitectureError(f"{error}; llama.cpp's own converter is not installed") from error
+            return self._plan_upstream(checkpoint, name)
+
+    def _plan_upstream(self, checkpoint: Checkpoint, name: str) -> UpstreamPlan:
+        if self.environment is None:
+            raise InvalidInputError("there is no place to look for llama.cpp's own converter")
+        return plan_upstream(
+            self.environment,
+            checkpoint.directory,
+            name=name,
+            architecture=checkpoint.architecture,
+            tensors=[(tensor.dtype, prod(tensor.shape)) for tensor in checkpoint.tensors.values()],
+            asks_for_code=checkpoint.asks_for_code,
+            trust_code=self.trust_code,
+        )
+
+
+def convert(plan: AnyPlan, target: Path, *, progress: Progress = SILENT) -> None:
+    """Carry either plan out. Raises ConversionError, and WorkerError for the caged one."""
+    if isinstance(plan, UpstreamPlan):
+        run_upstream(plan, target, progress=progress)
+    else:
+        run_conversion(plan, target, progress=progress)
+
+
+def converter_annotations(plan: AnyPlan | None) -> dict[str, str]:
+    """Which converter it was, and that code of the checkpoint was run where it was."""
+    if plan is None:
+        return {}
+    if isinstance(plan, ConversionPlan):
+        return {"dev.modelpack.converter": "native"}
+    annotations = {"dev.modelpack.converter": f"llama-cpp-python {plan.environment.release}"}
+    if plan.code:
+        annotations["dev.modelpack.remote-code"] = ",".join(plan.code)
+    return annotations

@@ -1,0 +1,128 @@
+"""push and pull over the wire: rates, files in a folder, mounts, and what the report says."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from fakes.artifacts import put_cncf_model
+from fakes.registry import FakeRegistry
+from fakes.registry_flavours import DISTRIBUTION_2
+
+from modelpack.oci.digest import Digest
+from modelpack.store import Store
+
+WEIGHTS = bytes(range(256)) * 1200
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    with FakeRegistry(quirks=DISTRIBUTION_2) as registry:
+        yield registry
+
+
+@pytest.fixture
+def reference(fake: FakeRegistry, tmp_path: Path, modelpack: Command) -> str:
+    """A model that lies in the registry and in the store ``here``."""
+    name = f"{fake.address}/team/tiny:v1"
+    put_cncf_model(Store.open(tmp_path / "here"), name, WEIGHTS)
+    result = modelpack("push", name, "--store", tmp_path / "here")
+    assert result.code == 0, result.stderr
+    return name
+
+
+def pull(modelpack: Command, reference: str, *arguments: object):
+    return modelpack("pull", reference, "--insecure-skip-verify", *arguments)
+
+
+def test_the_report_tells_the_wire_from_the_payload(modelpack: Command, reference: str) -> None:
+    answer = pull(modelpack, reference, "--json").json("pull")
+    again = pull(modelpack, reference, "--json").json("pull")
+
+    assert answer["transfer"]["bytes_received"] > answer["bytes_copied"] >= len(WEIGHTS)
+    assert (answer["transfer"]["bytes_resumed"], answer["transfer"]["retries"]) == (0, 0)
+    assert again["bytes_copied"] == 0
+    assert again["transfer"]["bytes_received"] < 10_000
+
+
+def test_retries_and_resumed_bytes_are_told(modelpack: Command, fake: FakeRegistry, reference: str) -> None:
+    weights = f"blobs/{Digest.of(WEIGHTS)}"
+    fake.fail("GET", weights, cut_after=200_000)
+    fake.fail("GET", weights, times=99, status=404)
+    assert pull(modelpack, reference).code == 3
+    fake.faults.clear()
+    fake.fail("GET", weights, status=503)
+
+    answer = pull(modelpack, reference, "--json").json("pull")
+
+    assert answer["transfer"]["bytes_resumed"] == 200_000
+    assert answer["transfer"]["retries"] == 1
+    assert answer["transfer"]["bytes_received"] < answer["bytes_copied"]
+
+
+def test_a_slow_pull_is_as_slow_as_it_was_told_to_be(modelpack: Command, reference: str) -> None:
+    begun = time.monotonic()
+    result = pull(modelpack, reference, "--limit-rate", "100K")
+
+    assert result.code == 0, result.stderr
+    assert time.monotonic() - begun > 0.8 * len(WEIGHTS) / (100 << 10)
+
+
+@pytest.mark.parametrize("rate", ["0", "fast", "10", "-5M", "1e9"])
+def test_a_rate_that_is_none_is_a_usage_error(modelpack: Command, reference: str, rate: str) -> None:
+    result = pull(modelpack, reference, f"--limit-rate={rate}")
+
+    assert result.code == 2
+    assert "write 500K, 10M or 1G" in result.stderr
+
+
+def test_pull_puts_the_files_into_a_folder(modelpack: Command, reference: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = pull(modelpack, reference, "--output", out, "--json").json("pull")
+
+    assert (out / "tiny-Q8_0.gguf").read_bytes() == WEIGHTS
+    assert sorted(answer["files"]) == sorted(str(out / name) for name in ("tiny-Q8_0.gguf", "LICENSE", "README.md"))
+    assert sorted(path.name for path in out.iterdir()) == ["LICENSE", "README.md", "tiny-Q8_0.gguf"]
+    again = pull(modelpack, reference, "--output", out)
+    assert again.code == 0, again.stderr
+
+
+def test_a_file_in_the_way_stops_the_pull_before_it_fetches(
+    modelpack: Command, fake: FakeRegistry, reference: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "LICENSE").write_text("mine")
+
+    result = pull(modelpack, reference, "--output", tmp_path / "out")
+
+    assert result.code == 2
+    assert "LICENSE exists already" in result.stderr
+    assert (tmp_path / "out" / "LICENSE").read_text() == "mine"
+    assert fake.count("GET", "blobs") <= 1  # the config
+
+
+def test_a_push_to_a_second_repository_sends_no_weights(
+    modelpack: Command, fake: FakeRegistry, reference: str, tmp_path: Path
+) -> None:
+    copy = f"{fake.address}/team/copy:v1"
+    modelpack("tag", reference, copy, "--store", tmp_path / "here")
+    fake.requests.clear()
+
+    answer = modelpack("push", copy, "--store", tmp_path / "here", "--json").json("push")
+
+    assert fake.count("PUT", "blobs/uploads") == 0
+    assert answer["transfer"]["bytes_resumed"] == answer["bytes_copied"] > 0
+    assert pull(modelpack, copy).code == 0
+
+
+def test_trusted_realms_is_a_setting(modelpack: Command, home: Path) -> None:
+    config = home / ".config/modelpack/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('trusted_realms = ["auth.example.net"]\n')
+    assert modelpack("list").code == 0
+    config.write_text('trusted_realms = "auth.example.net"\n')
+    result = modelpack("list", "--json")
+    assert result.code == 2
+    assert "trusted_realms is not a list of hosts" in json.loads(result.stdout)["error"]["message"]

@@ -1,0 +1,241 @@
+"""A private sigstore: Fulcio, its certificate transparency log and Rekor in one small server, for tests of keyless.
+
+It keeps the services' promises (a certificate for the identity in the token, with an embedded SCT; a log entry with an
+inclusion proof, a signed checkpoint and a signed entry timestamp), so that signer and verifier run unchanged.
+https://github.com/sigstore/fulcio/blob/main/fulcio.proto, https://github.com/sigstore/rekor/blob/main/openapi.yaml,
+RFC 6962 sections 2.1 and 3.2, https://c2sp.org/tlog-checkpoint.
+"""
+
+import base64
+import hashlib
+import json
+import struct
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+ISSUER = "https://token.ci.example.com"
+ISSUER_OID = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
+SCT_LIST_OID = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
+LOG_NAME = "rekor.example.com"
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def spki(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
+    return key.sign(content, ec.ECDSA(hashes.SHA256()))
+
+
+def token(subject: str, issuer: str = ISSUER) -> str:
+    """What a CI job gets. Nobody checks who signed it but a real Fulcio."""
+    now = int(time.time())
+    claims = {"iss": issuer, "sub": subject, "aud": "sigstore", "iat": now, "exp": now + 600}
+    return jwt.encode(claims, "a secret of thirty-two bytes or more", algorithm="HS256")
+
+
+class FakeSigstore:
+    """Runs while its context is open. ``log`` holds the bodies of the entries."""
+
+    def __init__(self) -> None:
+        self.ca, self.ct_key, self.log_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+        self.root = self._root()
+        self.log: list[bytes] = []
+        self.tokens: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "FakeSigstore":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    # What clients are configured with
+
+    def trusted_root(self) -> dict[str, Any]:
+        since = {"start": "2020-01-01T00:00:00Z"}
+
+        def log(key: ec.EllipticCurvePrivateKey) -> dict[str, Any]:
+            public = {"rawBytes": b64(spki(key)), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": since}
+            return {
+                "baseUrl": self.url,
+                "hashAlgorithm": "SHA2_256",
+                "publicKey": public,
+                "logId": {"keyId": b64(sha256(spki(key)))},
+            }
+
+        return {
+            "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+            "tlogs": [log(self.log_key)],
+            "certificateAuthorities": [
+                {
+                    "subject": {"organization": "example.com", "commonName": "fulcio"},
+                    "uri": self.url,
+                    "certChain": {"certificates": [{"rawBytes": b64(self.root.public_bytes(Encoding.DER))}]},
+                    "validFor": since,
+                }
+            ],
+            "ctlogs": [log(self.ct_key)],
+            "timestampAuthorities": [],
+        }
+
+    def trust_config(self) -> dict[str, Any]:
+        service = {
+            "url": self.url,
+            "majorApiVersion": 1,
+            "validFor": {"start": "2020-01-01T00:00:00Z"},
+            "operator": "example.com",
+        }
+        return {
+            "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
+            "trustedRoot": self.trusted_root(),
+            "signingConfig": {
+                "mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json",
+                "caUrls": [service],
+                "oidcUrls": [],
+                "rekorTlogUrls": [service],
+                "tsaUrls": [],
+                "rekorTlogConfig": {"selector": "ANY"},
+                "tsaConfig": {"selector": "ANY"},
+            },
+        }
+
+    # Fulcio
+
+    def _root(self) -> x509.Certificate:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fulcio")])
+        usage = x509.KeyUsage(*(name in (5, 6) for name in range(9)))  # keyCertSign and cRLSign
+        return (
+            x509.CertificateBuilder(name, name, self.ca.public_key(), x509.random_serial_number())
+            .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+            .not_valid_after(datetime(2099, 1, 1, tzinfo=UTC))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.ca.public_key()), critical=False)
+            .sign(self.ca, hashes.SHA256())
+        )
+
+    def _certify(self, request: x509.CertificateSigningRequest, issuer: str, subject: str) -> x509.Certificate:
+        name: x509.GeneralName
+        name = x509.RFC822Name(subject) if "://" not in subject else x509.UniformResourceIdentifier(subject)
+        now = datetime.now(UTC).replace(microsecond=0)
+        usage = x509.KeyUsage(*(position == 0 for position in range(9)))  # digitalSignature
+        builder = (
+            x509.CertificateBuilder(self.root.subject, x509.Name([]), request.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=1))
+            .not_valid_after(now + timedelta(minutes=9))
+            .add_extension(x509.SubjectAlternativeName([name]), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.public_key()), critical=False)
+            .add_extension(
+                x509.UnrecognizedExtension(ISSUER_OID, bytes([0x0C, len(issuer)]) + issuer.encode()), critical=False
+            )
+        )
+        precertificate = builder.sign(self.ca, hashes.SHA256())
+        sct = self._sct(precertificate.tbs_certificate_bytes)
+        entries = struct.pack("!HH", len(sct) + 2, len(sct)) + sct
+        octets = bytes([0x04, 0x81, len(entries)]) if len(entries) > 127 else bytes([0x04, len(entries)])
+        return builder.add_extension(x509.UnrecognizedExtension(SCT_LIST_OID, octets + entries), critical=False).sign(
+            self.ca, hashes.SHA256()
+        )
+
+    def _sct(self, tbs: bytes) -> bytes:
+        """RFC 6962 section 3.2, for a precertificate."""
+        milliseconds = int(time.time()) * 1000
+        entry = sha256(spki(self.ca)) + len(tbs).to_bytes(3) + tbs
+        signature = sign(self.ct_key, struct.pack("!BBQH", 0, 0, milliseconds, 1) + entry + b"\x00\x00")
+        header = struct.pack("!B32sQH", 0, sha256(spki(self.ct_key)), milliseconds, 0)
+        return header + struct.pack("!BBH", 4, 3, len(signature)) + signature
+
+    # Rekor
+
+    def _append(self, proposed: dict[str, Any]) -> dict[str, Any]:
+        content = proposed["spec"]["proposedContent"]
+        envelope = json.loads(content["envelope"])
+        body = {
+            "apiVersion": "0.0.1",
+            "kind": "dsse",
+            "spec": {
+                "envelopeHash": {"algorithm": "sha256", "value": sha256(content["envelope"].encode()).hex()},
+                "payloadHash": {
+                    "algorithm": "sha256",
+                    "value": sha256(base64.b64decode(envelope["payload"])).hex(),
+                },
+                "signatures": [
+                    {"signature": signature["sig"], "verifier": verifier}
+                    for signature, verifier in zip(envelope["signatures"], content["verifiers"], strict=True)
+                ],
+            },
+        }
+        raw = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
+        self.log.append(raw)
+        # A log of one entry each: its leaf is its root (RFC 6962 section 2.1).
+        root = sha256(b"\x00" + raw)
+        log_id = sha256(spki(self.log_key))
+        note = f"{LOG_NAME} - 1\n1\n{b64(root)}\n"
+        checkpoint = f"{note}\n\u2014 {LOG_NAME} {b64(log_id[:4] + sign(self.log_key, note.encode()))}\n"
+        entry: dict[str, Any] = {
+            "body": b64(raw),
+            "integratedTime": int(time.time()),
+            "logID": log_id.hex(),
+            "logIndex": len(self.log) - 1,
+        }
+        promise = sign(self.log_key, json.dumps(entry, separators=(",", ":"), sort_keys=True).encode())
+        proof = {"checkpoint": checkpoint, "hashes": [], "logIndex": 0, "rootHash": root.hex(), "treeSize": 1}
+        entry["verification"] = {"inclusionProof": proof, "signedEntryTimestamp": b64(promise)}
+        return {root.hex(): entry}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        sigstore = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/api/v2/signingCert":
+                    raw = self.headers["Authorization"].removeprefix("Bearer ")
+                    sigstore.tokens.append(raw)
+                    claims = jwt.decode(raw, options={"verify_signature": False})
+                    request = x509.load_pem_x509_csr(base64.b64decode(document["certificateSigningRequest"]))
+                    leaf = sigstore._certify(request, claims["iss"], claims["sub"])
+                    chain = [one.public_bytes(Encoding.PEM).decode() for one in (leaf, sigstore.root)]
+                    self._answer(200, {"signedCertificateEmbeddedSct": {"chain": {"certificates": chain}}})
+                elif self.path == "/api/v1/log/entries":
+                    self._answer(201, sigstore._append(document))
+                else:
+                    self._answer(404, {"message": self.path})
+
+            def _answer(self, status: int, document: dict[str, Any]) -> None:
+                content = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        return Handler

@@ -1,0 +1,184 @@
+"""Makes tests/fuzz/corpus: a few small inputs for each target, most of them valid. Run it by hand; it is repeatable.
+
+``python tests/fuzz/make_corpus.py``; what a fuzzer found is added beside them by hand, named after what it broke.
+"""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from modelpack.oci.digest import Digest  # noqa: E402
+
+DATA = HERE.parent / "data"
+SIGNING = DATA / "signing"
+D = f"sha256:{'ab' * 32}"
+
+
+def vector(pattern: str, *, containing: bytes = b"", limit: int = 20_000) -> bytes:
+    """The first small file of the vectors by name that holds some bytes."""
+    for path in sorted(SIGNING.glob(pattern)):
+        content = path.read_bytes()
+        if containing in content and len(content) <= limit:
+            return content
+    raise LookupError(pattern)
+
+
+def compact(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def gguf(metadata: dict[str, bytes], tensors: bytes = b"", count: int = 0) -> bytes:
+    """A GGUF header, version 3; a value is its type (uint32) and its bytes."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    body = b"".join(string(key) + value for key, value in metadata.items())
+    head = b"GGUF" + struct.pack("<IQQ", 3, count, len(metadata)) + body + tensors
+    return head + b"\0" * (-len(head) % 32)
+
+
+def text_value(text: str) -> bytes:
+    return struct.pack("<IQ", 8, len(text)) + text.encode()
+
+
+def safetensors(header: dict[str, object], data: bytes) -> bytes:
+    raw = compact(header)
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+def layer(kind: str, **annotations: str) -> dict[str, object]:
+    return {"mediaType": kind, "digest": D, "size": 4, "annotations": annotations}
+
+
+CNCF_CONFIG = compact({"descriptor": {"name": "m"}, "modelfs": {"type": "layers", "diffIds": [D]}, "config": {}})
+CNCF = compact(
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/vnd.cncf.model.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.cncf.model.config.v1+json",
+            "digest": str(Digest.of(CNCF_CONFIG)),
+            "size": len(CNCF_CONFIG),
+        },
+        "layers": [layer("application/vnd.cncf.model.weight.v1.raw", **{"org.cncf.model.filepath": "m.gguf"})],
+        "annotations": {"org.opencontainers.image.created": "2026-01-01T00:00:00Z"},
+    }
+)
+INDEX = compact(
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": D, "size": 9}],
+        "subject": {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": D, "size": 9},
+    }
+)
+POLICY = b"""version = 1
+[default]
+action = "deny"
+[keys.a]
+path = "a.pub"
+[[rule]]
+match = "registry.example.com/team/**"
+signers = ["a"]
+threshold = 1
+[[revoked]]
+digest = "sha256:%s"
+""" % (b"ab" * 32)
+PBES2 = bytes.fromhex(
+    "3081a3305f06092a864886f70d01050d3052303106092a864886f70d01050c302404101bd5ff06c4a5b5d58b7f7d55a0cc1cd80202"
+    "0800300c06082a864886f70d02090500301d060960864801650304012a0410ff1d3d2a48b7bfe4b1b4d8c1ee8a2f9b0440"
+) + bytes(64)
+
+CORPUS: dict[str, dict[str, bytes]] = {
+    "reference": {
+        "full": b"registry.example.com:5000/team/model:v1@" + D.encode(),
+        "short": b"tiny:v1",
+        "hub": b"hf://org/repo@" + b"ab" * 20,
+        "layout": b"oci-layout:/tmp/x:v1",
+        "file": b"file:model.gguf",
+        "ipv6": b"[::1]:5000/a/b",
+    },
+    "manifest": {"image": CNCF, "index": INDEX, "cosign": vector("cosign2-sign-legacy-a/manifests/*")},
+    "model": {
+        "cncf": CNCF + b"\0" + CNCF_CONFIG,
+        "docker": CNCF.replace(b"vnd.cncf.model.config.v1", b"vnd.docker.ai.model.config.v0.1")
+        + b'\0{"config":{"format":"gguf","gguf":{"general.name":"x"},"context_size":4},"descriptor":{}}',
+    },
+    "bundle": {"cosign3": vector("cosign3-sign-bundle-a/blobs/*", containing=b"dsseEnvelope")},
+    "attestation_envelope": {"cosign2": vector("cosign2-attest-*/blobs/*", containing=b"payloadType")},
+    "statement": {
+        "sign": compact(
+            {
+                "_type": "https://in-toto.io/Statement/v1",
+                "subject": [{"name": "r/m:v1", "digest": {"sha256": "ab" * 32}, "annotations": {"env": "prod"}}],
+                "predicateType": "https://sigstore.dev/cosign/sign/v1",
+                "predicate": {},
+            }
+        )
+    },
+    "simple_signature": {"cosign2": vector("cosign2-sign-legacy-a/blobs/*", containing=b"docker-manifest-digest")},
+    "policy": {"full": POLICY},
+    "gguf": {
+        "empty": gguf({}),
+        "text": gguf({"general.architecture": text_value("llama")}),
+        "template": gguf({"tokenizer.chat_template": text_value("{{ messages[0].content }}")}),
+        "array": gguf({"tokenizer.ggml.scores": struct.pack("<IIQff", 9, 6, 2, 1.0, 2.0)}),
+        "tensor": gguf({}, struct.pack("<Q1sIQIQ", 1, b"a", 1, 8, 0, 0), 1) + bytes(32),
+    },
+    "safetensors": {
+        "one": safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+        "two": safetensors(
+            {
+                "__metadata__": {"format": "pt"},
+                "a": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]},
+                "b": {"dtype": "U8", "shape": [], "data_offsets": [4, 5]},
+            },
+            bytes(5),
+        ),
+    },
+    "challenge": {
+        "bearer": b'Bearer realm="https://auth.example.com/token",service="r",scope="repository:a/b:pull,push"',
+        "two": b'Basic realm="x", Bearer realm="y\\"z"',
+        "token68": b"Negotiate abc123==, Basic realm=r",
+    },
+    "refusal": {
+        "denied": b'1\n{"errors":[{"code":"DENIED","message":"no","detail":{"x":[1]}}]}',
+        "page": b"\x02\n<html>",
+    },
+    "model_card": {
+        "card": b"---\nlicense: apache-2.0\nbase_model:\n- org/base\ntags: [a, b]\n---\n# Card\n",
+        "anchors": b"---\na: &a [x]\nb: *a\nc: {<<: {d: e}}\n---\n",
+    },
+    "smoke_suite": {"capital": (DATA / "tiny-llama" / "smoke.toml").read_bytes()},
+    "chat_template": {
+        "chatml": b"{% for m in messages %}{{ '<|im_start|>' + m['role'] }}\n{{ m.content | trim }}{% endfor %}",
+        "generation": b"{%- if x is defined %}{% generation %}{{ x }}{% endgeneration %}{% endif -%}",
+        "hostile": b"{{ ''.__class__.__mro__ }}{% include 'x' %}{{ x|attr('a') }}",
+        "macro": b"{% macro f(a, b=1) %}{% set ns = namespace(x=[1, 2.5, 'a']) %}{% endmacro %}{{ f(1)[::-1] }}",
+    },
+    "key_file": {
+        "public": (SIGNING / "keys" / "a.pub").read_bytes(),
+        "rsa": (SIGNING / "keys" / "rsa.pub").read_bytes(),
+        "sealed": (SIGNING / "keys" / "a.key").read_bytes(),
+    },
+    "encrypted_pkcs8": {"pbkdf2": PBES2},
+    "token_uri": {"full": b"pkcs11:token=a%20b;object=k;id=%01?module-path=/lib/x.so", "bare": b"pkcs11:"},
+}
+
+
+def main() -> None:
+    for name, inputs in CORPUS.items():
+        folder = HERE / "corpus" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for title, content in inputs.items():
+            (folder / title).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
