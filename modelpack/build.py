@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from modelpack import gguf_header, hub, template
-from modelpack.convert import Checkpoint
+from modelpack.convert import Checkpoint, parity
 from modelpack.converter import AnyPlan, ConverterChoice, convert, converter_annotations
 from modelpack.engine.comparison import Comparison
+from modelpack.engine.tokenize import tokenize
 from modelpack.errors import CheckFailedError, InsufficientDiskError, InvalidInputError, NotFoundError, UnsupportedError
 from modelpack.evidence.bom import bill_of_materials
 from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
@@ -215,6 +216,8 @@ def run_build(
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             convert(plan.conversion, base, progress=progress)
+            if plan.checkpoint:
+                _check_tokenizer(plan.checkpoint, base)
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
@@ -436,6 +439,13 @@ def _variants(
         size = int(parameters * quantization.bits_per_weight / 8)
         variants.append(Variant(quantization, references, f"{origin.name}-{quantization.name}.gguf", size))
     return tuple(variants)
+
+
+def _check_tokenizer(checkpoint: Checkpoint, base: Path) -> None:
+    """Raises ConversionError where llama.cpp tokenizes otherwise than the checkpoint's own tokenizer."""
+    wanted = parity.expected(checkpoint)
+    if wanted:
+        parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

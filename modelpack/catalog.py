@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelpack.errors import InvalidContentError, UnsupportedError
+from modelpack.errors import InvalidContentError, PackedModelError, UnsupportedError
 from modelpack.formats import Model, codec_for
 from modelpack.formats.model import MAX_CONFIG_SIZE
 from modelpack.oci.manifest import Descriptor, Manifest
@@ -64,9 +64,7 @@ def weights_path(store: Store, model: Model) -> Path:
     """
     if model.packed:
         packings = ", ".join(sorted({layer.packing for layer in model.packed}))
-        error = UnsupportedError(f"model {model.name!r} is packed as {packings}; its files cannot be used in place")
-        error.add_note("modelpack unpack REF makes them usable")
-        raise error
+        raise PackedModelError(f"model {model.name!r} is packed as {packings}; its files cannot be used in place")
     if len(model.weights) != 1:
         raise UnsupportedError(f"model {model.name!r} has {len(model.weights)} weight files; one can be run")
     return store.blob_path(model.weights[0].digest)

@@ -56,6 +56,12 @@ class UnsupportedError(ModelpackError):
     code = "unsupported"
 
 
+class PackedModelError(UnsupportedError):
+    """A model's files lie in archives, and it is to be run."""
+
+    code = "model.packed"
+
+
 class UnknownArchitectureError(UnsupportedError):
     code = "architecture.unknown"
 
@@ -119,6 +125,12 @@ class UnsignedError(UntrustedError):
 
 class PolicyRefusedError(UntrustedError):
     code = "policy.refused"
+
+
+class RollbackError(PolicyRefusedError):
+    """Something newer was verified under this tag before."""
+
+    code = "policy.rollback"
 
 
 class InvalidSignatureError(UntrustedError):

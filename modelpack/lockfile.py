@@ -134,7 +134,10 @@ def _entry(document: Mapping[str, Any]) -> Locked:
 
 
 def _block(entry: Locked) -> str:
-    # A JSON string or list of strings is one of TOML as well, but for the one escape that TOML lacks: "\/", which
-    # json does not write, and for DEL, which TOML wants escaped and no reference, digest or key id has.
-    lines = [f"{name} = {json.dumps(value)}" for name, value in entry.to_json().items()]
+    lines = [f"{name} = {_toml(value)}" for name, value in entry.to_json().items()]
     return "[[artifact]]\n" + "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int | list[str]) -> str:
+    # What JSON writes of these is TOML as well, but for DEL, which JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

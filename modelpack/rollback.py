@@ -7,7 +7,7 @@ bound what that leaves open.
 
 from datetime import datetime
 
-from modelpack.errors import InvalidContentError, PolicyRefusedError
+from modelpack.errors import InvalidContentError, RollbackError
 from modelpack.oci.reference import Reference
 from modelpack.signing.candidate import parse_rfc3339, rfc3339
 from modelpack.store import Store
@@ -15,7 +15,7 @@ from modelpack.trust import Verdict
 
 
 def require_no_rollback(store: Store, reference: Reference, verdict: Verdict) -> None:
-    """Raise PolicyRefusedError where something newer than what ``verdict`` is about was verified as this tag before."""
+    """Raise RollbackError where something newer than what ``verdict`` is about was verified as this tag before."""
     if reference.digest or not verdict.is_verified:
         return
     known = store.memory.recall(reference.tagged)
@@ -24,7 +24,7 @@ def require_no_rollback(store: Store, reference: Reference, verdict: Verdict) ->
     newest = _time_of(known, reference)
     if newest and (verdict.signed_at is None or verdict.signed_at < newest):
         when = f"was signed at {rfc3339(verdict.signed_at)}" if verdict.signed_at else "does not say when it was signed"
-        raise PolicyRefusedError(
+        raise RollbackError(
             f"{reference} is refused: what the registry offers, {verdict.digest}, {when}, and {known['digest']}, "
             f"signed at {rfc3339(newest)}, was verified as this tag before"
         )

@@ -8,7 +8,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from modelpack import gguf_header, tar
-from modelpack.errors import InvalidGGUFError, InvalidInputError, UnsupportedError
+from modelpack.errors import InvalidGGUFError, InvalidInputError, PackedModelError, UnsupportedError
 from modelpack.formats import Model, ModelFile, codec_named
 from modelpack.formats import model as m
 from modelpack.formats.facts import with_facts
@@ -50,8 +50,10 @@ def export_view(
     """
     if name not in VIEWS:
         raise InvalidInputError(f"there is no view {name!r}; there are {', '.join(VIEWS)}")
-    if model.packed or not model.weights:
-        raise UnsupportedError(f"{reference} has no files to be used in place")
+    if model.packed:
+        raise PackedModelError(f"{reference} is packed; its files cannot be used in place")
+    if not model.weights:
+        raise UnsupportedError(f"{reference} has no weights")
     if reference.tag is None:
         raise InvalidInputError(f"{reference} has no tag; a view is named after it")
     repository = store.repository(reference.name)

@@ -69,7 +69,9 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
             if verbose:
                 import logging
 
-                logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+                # Ours alone: urllib3 and httpx log whole URLs, and storage behind a registry signs its URLs.
+                logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+                logging.getLogger("modelpack").setLevel(logging.DEBUG)
             mode = settings.progress if settings.progress in PROGRESS_MODES else "auto"
             app = App(settings, json_output=json_output, progress=make_progress(mode, quiet=quiet))
             function(app, **arguments)

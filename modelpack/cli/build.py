@@ -9,7 +9,7 @@ import click
 from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
 from modelpack.cli.weights import choose_converter, comparison_document, parse_weights, weights_options
-from modelpack.errors import InvalidInputError, UnknownArchitectureError
+from modelpack.errors import InvalidInputError
 from modelpack.oci.reference import FileReference, HubReference, Reference
 
 if TYPE_CHECKING:
@@ -68,20 +68,16 @@ def build(
 
     environment = app.settings.environment
     token = environment.get("HF_TOKEN") or None
-    try:
-        plan = plan_build(
-            _parse_source(source),
-            Reference.parse(reference),
-            quantizations,
-            codec=codec_named(format_),
-            created=_source_date(environment.get("SOURCE_DATE_EPOCH")),
-            token=token,
-            options=parse_weights(weights),
-            converter=choose_converter(app, weights),
-        )
-    except UnknownArchitectureError as error:
-        error.add_note("modelpack converter install adds llama.cpp's own converter, which knows many more")
-        raise
+    plan = plan_build(
+        _parse_source(source),
+        Reference.parse(reference),
+        quantizations,
+        codec=codec_named(format_),
+        created=_source_date(environment.get("SOURCE_DATE_EPOCH")),
+        token=token,
+        options=parse_weights(weights),
+        converter=choose_converter(app, weights),
+    )
     if dry_run:
         app.answer(*_plan_answer(plan, source))
         return

@@ -10,6 +10,7 @@ import click
 
 from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
+from modelpack.cli.transfers import jobs_option, limit_rate_option
 from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import ArchiveReference, LayoutReference, Reference
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from modelpack.store.index import Entry
     from modelpack.trust import Verdict
 
-JOBS = click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs at a time.")
 PLAIN_HTTP = click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 KEYS = click.option(
     "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="Trust this public key, and no other."
 )
 POLICY = click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
 SKIP = click.option("--insecure-skip-verify", is_flag=True, help="Copy whatever it is, whoever made it.")
+ROLLBACK = click.option("--allow-rollback", is_flag=True, help="Take something older than what was verified before.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,10 @@ class Destination:
 @KEYS
 @POLICY
 @SKIP
+@ROLLBACK
 @PLAIN_HTTP
-@JOBS
+@jobs_option
+@limit_rate_option
 def copy(
     app: App,
     source: str,
@@ -67,8 +70,10 @@ def copy(
     keys: tuple[Path, ...],
     policy: Path | None,
     insecure_skip_verify: bool,
+    allow_rollback: bool,
     plain_http: bool,
     jobs: int,
+    limit_rate: int | None,
 ) -> None:
     """Copy an artifact with its signatures and all else that refers to it; the digest stays the same.
 
@@ -82,18 +87,18 @@ def copy(
     """
     from modelpack.mirror import mirror
 
-    origin = open_source(app, source, plain_http=plain_http)
-    there = open_target(app, destination, origin, plain_http=plain_http)
+    origin = open_source(app, source, plain_http=plain_http, rate_limit=limit_rate)
+    there = open_target(app, destination, origin, plain_http=plain_http, rate_limit=limit_rate)
     verdict = None
     name = origin.reference or there.reference
     if not origin.is_judged:
         name = name or Reference(None, "unnamed")
-        rules = choose_rules(app, keys, policy, skip=insecure_skip_verify)
-        verdict = judge(app, origin.source, name, origin.descriptor, rules)
+        judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
+        verdict = judge.judge(app, origin.source, name, origin.descriptor)
     result = mirror(origin.source, there.target, origin.descriptor, tag=there.tag, jobs=jobs, progress=app.progress)
     there.finish()
     if there.is_store and verdict and name:
-        keep_receipt(app, name, origin.descriptor, verdict)
+        keep_verdict(app, name, origin.descriptor, verdict)
     document = {
         "source": source,
         "destination": destination,
@@ -109,7 +114,7 @@ def copy(
     app.answer(document, f"{destination}@{origin.descriptor.digest}")
 
 
-def open_source(app: App, text: str, *, plain_http: bool) -> Origin:
+def open_source(app: App, text: str, *, plain_http: bool, rate_limit: int | None = None) -> Origin:
     """What SRC names, resolved once. Raises NotFoundError, MalformedReferenceError."""
     from modelpack.archive import Archive
     from modelpack.cli.places import open_remote
@@ -130,11 +135,11 @@ def open_source(app: App, text: str, *, plain_http: bool) -> Origin:
         stored = app.store.find(reference)
         source = app.store.repository(stored.reference.name)
         return Origin(source, stored.descriptor, stored.reference, _tag_of(stored.reference), is_judged=True)
-    source = open_remote(app, reference, plain_http=plain_http)
+    source = open_remote(app, reference, plain_http=plain_http, rate_limit=rate_limit)
     return Origin(source, source.resolve(reference.selector), reference, _tag_of(reference))
 
 
-def open_target(app: App, text: str, origin: Origin, *, plain_http: bool) -> Destination:
+def open_target(app: App, text: str, origin: Origin, *, plain_http: bool, rate_limit: int | None = None) -> Destination:
     """What DST names; without a tag of its own, the source's. Raises MalformedReferenceError, InvalidInputError."""
     from modelpack.archive import ArchiveBuilder
     from modelpack.cli.places import open_remote
@@ -160,7 +165,8 @@ def open_target(app: App, text: str, origin: Origin, *, plain_http: bool) -> Des
     reference = reference.with_tag(tag) if tag else reference.with_digest(origin.descriptor.digest)
     if text.startswith("store:") or reference.registry is None:
         return Destination(app.store.repository(reference.name), tag, reference, is_store=True)
-    return Destination(open_remote(app, reference, plain_http=plain_http, push=True), tag, reference)
+    remote = open_remote(app, reference, plain_http=plain_http, push=True, rate_limit=rate_limit)
+    return Destination(remote, tag, reference)
 
 
 def _entry(entries: "Iterable[Entry]", tag: str | None, path: Path) -> "Entry":
@@ -198,38 +204,54 @@ def _tag_of(reference: Reference) -> str | None:
     return None if reference.digest else reference.selector
 
 
-def choose_rules(app: App, keys: tuple[Path, ...], policy: Path | None, *, skip: bool) -> "Policy | None":
-    """The policy that judges what comes in; None where a person said not to look."""
-    from modelpack.cli.places import load_policy
-    from modelpack.policy import Policy
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Who says whether something may come in, and what a person said about it."""
 
-    if skip and keys:
-        raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
-    return None if skip else load_policy(app, keys, policy) or Policy.empty()
+    rules: "Policy"
+    is_skipped: bool
+    allow_rollback: bool
+
+    @classmethod
+    def appoint(
+        cls, app: App, keys: tuple[Path, ...], policy: Path | None, *, skip: bool, allow_rollback: bool
+    ) -> "Judge":
+        """Raises InvalidInputError for flags that contradict each other, and what loading a policy raises."""
+        from modelpack.cli.places import load_policy
+        from modelpack.policy import Policy
+
+        if skip and keys:
+            raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
+        return cls(load_policy(app, keys, policy, skip=skip) or Policy.empty(), skip, allow_rollback)
+
+    def judge(self, app: App, source: "Source", reference: Reference, descriptor: Descriptor) -> "Verdict":
+        """Whether it may come in under this name. Reads a few KiB. Raises UntrustedError."""
+        from modelpack.cli.refusal import refusing_download
+        from modelpack.rollback import require_no_rollback
+        from modelpack.trust import Verdict, check_trust
+
+        now = datetime.now(UTC)
+        if self.is_skipped:
+            app.progress.warn(f"NOT verifying {reference}: whoever can write to where it is decides what it is")
+            return Verdict.skipped(reference, descriptor, now=now)
+        with refusing_download(reference, self.rules):
+            verdict = check_trust(source, reference, descriptor, self.rules, now=now)
+            if not self.allow_rollback:
+                require_no_rollback(app.store, reference, verdict)
+        if verdict.is_verified:
+            app.note(f"{reference}: signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
+        else:
+            app.progress.warn(f"{reference} is not verified ({verdict.rule})")
+        return verdict
 
 
-def judge(
-    app: App, source: "Source", reference: Reference, descriptor: Descriptor, rules: "Policy | None"
-) -> "Verdict":
-    """Whether something may come in. Reads a few KiB. Raises UntrustedError."""
-    from modelpack.trust import Verdict, check_trust
-
-    now = datetime.now(UTC)
-    if rules is None:
-        app.progress.warn(f"NOT verifying {reference}: whoever can write to where it is decides what it is")
-        return Verdict.skipped(reference, descriptor, now=now)
-    verdict = check_trust(source, reference, descriptor, rules, now=now)
-    if verdict.is_verified:
-        app.note(f"{reference}: signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
-    else:
-        app.progress.warn(f"{reference} is not verified ({verdict.rule})")
-    return verdict
-
-
-def keep_receipt(app: App, reference: Reference, descriptor: Descriptor, verdict: "Verdict") -> None:
+def keep_verdict(app: App, reference: Reference, descriptor: Descriptor, verdict: "Verdict") -> None:
+    """What the store remembers of something that came in."""
     from modelpack.receipt import Receipt, write_receipt
+    from modelpack.rollback import remember
 
     write_receipt(app.store, descriptor, Receipt(reference, verdict))
+    remember(app.store, reference, verdict)
 
 
 @click.group("bundle")
@@ -307,7 +329,15 @@ def _trust_files(policy: "Policy", references: list[Reference]) -> dict[str, byt
 @KEYS
 @POLICY
 @SKIP
-def bundle_load(app: App, file: Path, keys: tuple[Path, ...], policy: Path | None, insecure_skip_verify: bool) -> None:
+@ROLLBACK
+def bundle_load(
+    app: App,
+    file: Path,
+    keys: tuple[Path, ...],
+    policy: Path | None,
+    insecure_skip_verify: bool,
+    allow_rollback: bool,
+) -> None:
     """Bring all that a bundle holds into the store, judged by the policy of this machine.
 
     Signatures are checked before anything is stored, every byte while it is read. Keys that lie in the bundle count
@@ -319,16 +349,16 @@ def bundle_load(app: App, file: Path, keys: tuple[Path, ...], policy: Path | Non
     archive = Archive.open(file)
     if not archive.references:
         raise InvalidInputError(f"{file} names no artifact in full: modelpack copy oci-archive:{file}:TAG store:NAME")
-    rules = choose_rules(app, keys, policy, skip=insecure_skip_verify)
+    judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
     judged = []
     for reference in archive.references:
         source = archive.repository(reference.name)
         descriptor = source.resolve(reference.selector)
-        judged.append((reference, source, descriptor, judge(app, source, reference, descriptor, rules)))
+        judged.append((reference, source, descriptor, judge.judge(app, source, reference, descriptor)))
     for reference, source, descriptor, verdict in judged:
         target = app.store.repository(reference.name)
         mirror(source, target, descriptor, tag=_tag_of(reference), jobs=1, progress=app.progress)
-        keep_receipt(app, reference, descriptor, verdict)
+        keep_verdict(app, reference, descriptor, verdict)
     document = {
         "file": str(file),
         "artifacts": [

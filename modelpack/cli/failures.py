@@ -35,8 +35,9 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (
         e.UnknownArchitectureError,
         1,
-        "convert it elsewhere and build from the GGUF file: modelpack build MODEL.gguf -t REF",
+        "modelpack converter install adds llama.cpp's own converter; or build from a GGUF file made elsewhere",
     ),
+    (e.PackedModelError, 1, "modelpack unpack REF makes its files usable"),
     (e.InvalidGGUFError, 1, "the file is damaged or hostile: fetch it again from where it came from"),
     (e.InvalidCheckpointError, 1, "fetch the checkpoint again; only safetensors checkpoints are read"),
     (e.NotFoundError, 3, "modelpack list shows what is in the store"),
@@ -44,6 +45,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (e.HubUnavailableError, 5, "try again; HF_ENDPOINT and HTTPS_PROXY say where the hub is looked for"),
     (e.RegistryUnavailableError, 5, "try again: what was transferred is kept"),
     (e.UnavailableError, 5, "try again"),
+    (e.RollbackError, 6, "ask the publisher; --allow-rollback takes the older one all the same"),
     (e.UnsignedError, 6, "ask the publisher to run: modelpack sign REF --key KEY"),
     (
         e.PolicyRefusedError,

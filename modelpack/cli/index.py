@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import click
 
 from modelpack.cli.app import App, command
-from modelpack.cli.copy import JOBS, PLAIN_HTTP
+from modelpack.cli.copy import PLAIN_HTTP
 from modelpack.cli.progress import human_size
+from modelpack.cli.transfers import jobs_option
 from modelpack.errors import InvalidContentError, InvalidInputError, NotFoundError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
@@ -32,7 +33,7 @@ def index() -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--remote", is_flag=True, help="Assemble it in the registry, from what is there already.")
 @PLAIN_HTTP
-@JOBS
+@jobs_option
 def create(app: App, reference: str, sources: tuple[str, ...], remote: bool, plain_http: bool, jobs: int) -> None:
     """Make an index of variants, each SRC a model of the store or, with --remote, of the registry that REF names.
 

@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "converter": ("converter", "converter", "llama.cpp's own converter, for rare architectures."),
     "registry": ("registry", "registry", "The registry that comes with modelpack."),
     "status": ("status", "status", "Show the store, the policy and the machine."),
+    "doctor": ("doctor", "doctor", "Find out why a registry does not work."),
     "completion": ("status", "completion", "Print a shell completion script."),
     "version": ("status", "version", "Show versions."),
 }

@@ -1,12 +1,14 @@
 """From references, flags and settings to the concrete places and policies that the library works with."""
 
+import contextlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelpack.cli.app import App, read_file
 from modelpack.cli.settings import Settings
-from modelpack.errors import InvalidInputError
+from modelpack.errors import InvalidInputError, PolicyRefusedError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 
@@ -71,8 +73,19 @@ def editable_policy(settings: Settings) -> Path:
     from modelpack.policy import locked_policy
 
     path = user_policy(settings)
-    locked_policy(SYSTEM_POLICY, overridden_by=() if path == SYSTEM_POLICY else (str(path),))
+    with _pointing_to_the_administrator():
+        locked_policy(SYSTEM_POLICY, overridden_by=() if path == SYSTEM_POLICY else (str(path),))
     return path
+
+
+@contextlib.contextmanager
+def _pointing_to_the_administrator() -> Iterator[None]:
+    """Around what only a locked policy refuses."""
+    try:
+        yield
+    except PolicyRefusedError as error:
+        error.add_note("ask whoever looks after this machine; modelpack policy explain REF shows what its policy wants")
+        raise
 
 
 def policy_path(settings: Settings) -> Path | None:
@@ -113,13 +126,14 @@ def load_policy(
     }
     if named == SYSTEM_POLICY:
         said = {"--key": bool(keys), "--insecure-skip-verify": skip}
-    return choose_policy(
-        SYSTEM_POLICY,
-        settings.config_directory / "policy.toml",
-        named=named,
-        keys=[PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys],
-        overridden_by=[what for what, is_said in said.items() if is_said],
-    )
+    with _pointing_to_the_administrator():
+        return choose_policy(
+            SYSTEM_POLICY,
+            settings.config_directory / "policy.toml",
+            named=named,
+            keys=[PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys],
+            overridden_by=[what for what, is_said in said.items() if is_said],
+        )
 
 
 def require_trusted(app: App, reference: Reference, descriptor: Descriptor) -> "Receipt":

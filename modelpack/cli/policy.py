@@ -66,7 +66,8 @@ def explain(app: App, reference: str) -> None:
     lines = [f"reference  {wanted}", f"policy     {found.path or 'none'}{' (locked)' if found.is_locked else ''}"]
     if rule is None:
         lines += [f"rule       none is about {wanted.name}; default: {found.default}"]
-        lines += [f"next       modelpack trust add NAME KEY.pub --match '{wanted.name}'"]
+        if not found.is_locked:
+            lines += [f"next       modelpack trust add NAME KEY.pub --match '{wanted.name}'"]
     else:
         lines += [f"rule       {rule.match}", *(f"needs      {line}" for line in _needs(rule, wanted))]
         lines += [f"not        {match}, which is less specific" for match in others]

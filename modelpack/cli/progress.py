@@ -110,8 +110,8 @@ class JsonProgress:
 class _JsonStep:
     def __init__(self, progress: JsonProgress, label: str, total: int | None, unit: str) -> None:
         self._progress, self._label, self._total, self._unit = progress, label, total, unit
-        self._done = 0
-        self._told_at = 0.0
+        self._done = self._told = 0
+        self._told_at = time.monotonic() - 1
         self._lock = threading.Lock()
 
     def advance(self, amount: int) -> None:
@@ -119,18 +119,25 @@ class _JsonStep:
             self._done += amount
             if time.monotonic() - self._told_at < 1:
                 return
-            self._told_at = time.monotonic()
         self._tell("running")
 
     def _tell(self, state: str) -> None:
+        """``rate`` (a second) is that since the last line, ``remaining`` (seconds) what it would take at that rate."""
+        with self._lock:
+            now, done = time.monotonic(), self._done
+            rate = (done - self._told) / max(now - self._told_at, 0.001)
+            self._told, self._told_at = done, now
+        remaining = (self._total - done) / rate if self._total is not None and rate else None
         self._progress.write(
             {
                 "event": "step",
                 "label": self._label,
                 "state": state,
-                "done": self._done,
+                "done": done,
                 "total": self._total,
                 "unit": self._unit,
+                "rate": round(rate),
+                "remaining": None if remaining is None else round(remaining, 1),
             }
         )
 
@@ -177,18 +184,19 @@ class BarProgress:
             MofNCompleteColumn,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as RichProgress
 
         with self._lock:
             if self._live is None:
-                amount = [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "B" else []
+                amount = [DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()]
                 counted = [] if unit == "B" else [MofNCompleteColumn()]
                 self._live = RichProgress(
                     TextColumn("{task.description}"),
                     BarColumn(),
-                    *amount,
+                    *(amount if unit == "B" else []),
                     *counted,
                     TimeElapsedColumn(),
                     console=Console(stderr=True),

@@ -123,6 +123,9 @@ def _model_answer(where: str, manifest: "Manifest", model: "Model") -> tuple[dic
             {"name": file.name, "kind": file.kind.value, "digest": str(file.digest), "size": file.size}
             for file in model.files
         ],
+        "packed": [
+            {"packing": layer.packing, "digest": str(layer.digest), "size": layer.size} for layer in model.packed
+        ],
         "annotations": dict(manifest.annotations),
     }
     facts = (
@@ -141,6 +144,7 @@ def _model_answer(where: str, manifest: "Manifest", model: "Model") -> tuple[dic
     )
     lines = [f"{key:13}{value}" for key, value in facts if value]
     lines += [f"{'file':13}{file.name}  {human_size(file.size)}  {file.digest}" for file in model.files]
+    lines += [f"{'packed':13}{layer.packing}  {human_size(layer.size)}  {layer.digest}" for layer in model.packed]
     return document, "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ byte, but for what ``tests/data/conversion/README.md`` lists.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -148,13 +148,18 @@ def _plan_tensors(
 ) -> list[PlannedTensor]:
     # What is to be stacked stands, by what its members' names share, where the last of them lies.
     entries: list[tuple[str, Tensor] | str] = list(architecture.extra_tensors(config))
-    stacks: dict[str, dict[str, dict[int, Tensor]]] = {}
-    for hf_name, tensor in _open_tensors(checkpoint, shards):
-        for mapped in architecture.map_tensor(hf_name, config):
+    stacks: dict[str, dict[str, dict[int, tuple[str, Tensor]]]] = {}
+    for hf_name in checkpoint.tensors:
+        is_scale = hf_name.endswith(fp8.SCALE_SUFFIX) and hf_name.removesuffix(fp8.SCALE_SUFFIX) in checkpoint.tensors
+        targets = [] if is_scale else architecture.map_tensor(hf_name, config)
+        if not targets:
+            continue
+        tensor = _open_tensor(checkpoint, shards, hf_name)
+        for mapped in targets:
             if mapped.stack is None:
                 entries.append((mapped.name, mapped.operation(tensor, config) if mapped.operation else tensor))
             else:
-                stacks.setdefault(mapped.stack, {}).setdefault(mapped.name, {})[mapped.position] = tensor
+                stacks.setdefault(mapped.stack, {}).setdefault(mapped.name, {})[mapped.position] = hf_name, tensor
                 entries.append(mapped.stack)
     last = {entry: place for place, entry in enumerate(entries) if isinstance(entry, str)}
     placed: list[tuple[str, Tensor]] = []
@@ -162,7 +167,7 @@ def _plan_tensors(
         if not isinstance(entry, str):
             placed.append(entry)
         elif last[entry] == place:
-            placed += [(name, stack(_in_order(name, members))) for name, members in stacks[entry].items()]
+            placed += _stacked(stacks[entry])
     planned = []
     for name, tensor in placed:
         is_plain = len(tensor.shape) == 1 or not name.endswith(".weight") or name.endswith(_ALWAYS_F32)
@@ -170,26 +175,28 @@ def _plan_tensors(
     return planned
 
 
-def _open_tensors(checkpoint: Checkpoint, shards: Shards) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors, FP8 with its scales applied."""
-    for name, stored in checkpoint.tensors.items():
-        if name.endswith(fp8.SCALE_SUFFIX) and name.removesuffix(fp8.SCALE_SUFFIX) in checkpoint.tensors:
-            continue
-        tensor = shards.tensor(name, stored)
-        if stored.dtype == "F8_E4M3":
-            scales = checkpoint.tensors.get(name + fp8.SCALE_SUFFIX)
-            if scales is None:
-                raise InvalidCheckpointError(f"tensor {name[:200]!r} is FP8 and has no scales")
-            scale = shards.tensor(name + fp8.SCALE_SUFFIX, scales)
-            tensor = fp8.scaled(name, tensor, scale, fp8.block_size(checkpoint.config))
-        yield name, tensor
+def _open_tensor(checkpoint: Checkpoint, shards: Shards, name: str) -> Tensor:
+    """One of the checkpoint's tensors; FP8 with its scales applied."""
+    stored = checkpoint.tensors[name]
+    tensor = shards.tensor(name, stored)
+    if stored.dtype != "F8_E4M3":
+        return tensor
+    scales = checkpoint.tensors.get(name + fp8.SCALE_SUFFIX)
+    if scales is None:
+        raise InvalidCheckpointError(f"tensor {name[:200]!r} is FP8 and has no scales")
+    scale = shards.tensor(name + fp8.SCALE_SUFFIX, scales)
+    return fp8.scaled(name, tensor, scale, fp8.block_size(checkpoint.config))
 
 
-def _in_order(name: str, tensors: Mapping[int, Tensor]) -> list[Tensor]:
-    missing = next((number for number in range(len(tensors)) if number not in tensors), None)
-    if missing is not None:
-        raise InvalidCheckpointError(f"the checkpoint has no tensor for number {missing} of {name}")
-    return [tensors[number] for number in range(len(tensors))]
+def _stacked(group: Mapping[str, Mapping[int, tuple[str, Tensor]]]) -> list[tuple[str, Tensor]]:
+    """One tensor of each name's members, in the order of the checkpoint's names."""
+    result = []
+    for name, members in group.items():
+        missing = next((number for number in range(len(members)) if number not in members), None)
+        if missing is not None:
+            raise InvalidCheckpointError(f"the checkpoint has no tensor for number {missing} of {name}")
+        result.append((members[0][0], name, stack([members[number][1] for number in range(len(members))])))
+    return [(name, tensor) for _, name, tensor in sorted(result, key=lambda item: item[0])]
 
 
 def _check_tensors(

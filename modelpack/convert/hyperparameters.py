@@ -9,7 +9,7 @@ from collections.abc import Callable
 import gguf
 
 from modelpack.convert.config import Config
-from modelpack.errors import InvalidCheckpointError
+from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
 Hyperparameter = Callable[[gguf.GGUFWriter, Config], None]
 
@@ -133,6 +133,21 @@ def experts(writer: gguf.GGUFWriter, config: Config) -> None:
         if function not in _GATING:
             raise InvalidCheckpointError(f"config.json has {function!r:.50} for scoring_func, which is not known")
         writer.add_expert_gating_func(_GATING[function])
+
+
+def expert_weights_are_normed(expected: bool) -> Hyperparameter:
+    """Writes nothing: llama.cpp takes it for granted of some architectures, and would compute something else.
+
+    Raises UnsupportedError where the model does otherwise.
+    """
+
+    def check(_writer: gguf.GGUFWriter, config: Config) -> None:
+        if "norm_topk_prob" in config.values and config.flag("norm_topk_prob") is not expected:
+            raise UnsupportedError(
+                f"config.json has {not expected} for norm_topk_prob, and llama.cpp knows this architecture otherwise"
+            )
+
+    return check
 
 
 def pooling(writer: gguf.GGUFWriter, config: Config) -> None:

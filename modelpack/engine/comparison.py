@@ -106,12 +106,12 @@ class _Statistics:
         rows = np.arange(len(following))
         base_log = _as_stored(base)
         best = variant.max(axis=1, keepdims=True)
-        log_sum = np.log(_sums(np.exp(variant - best)))[:, None].astype(np.float32)
+        log_sum = np.log(_sums(_exp(variant - best)))[:, None].astype(np.float32)
 
         self.loss += float((best[:, 0] + log_sum[:, 0] - variant[rows, following]).sum(dtype=np.float64))
         self.base_loss -= float(base_log[rows, following].sum(dtype=np.float64))
         self.same_top += int((variant.argmax(axis=1) == base_log.argmax(axis=1)).sum())
-        terms = np.exp(base_log) * (base_log - variant + (best + log_sum))
+        terms = _exp(base_log) * (base_log - variant + (best + log_sum))
         terms[base_log <= -_RANGE] = 0
         self.divergences = [*(self.divergences or []), _sums(terms).astype(np.float32)]
 
@@ -142,7 +142,7 @@ def _as_stored(logits: "Floats") -> "Floats":
 
     best = logits.max(axis=1, keepdims=True)
     least = np.maximum(logits.min(axis=1, keepdims=True), best - np.float32(_RANGE))
-    log_sum = np.log(_sums(np.exp(logits - best)))[:, None].astype(np.float32)
+    log_sum = np.log(_sums(_exp(logits - best)))[:, None].astype(np.float32)
     floor = least - best - log_sum
     scale = (best - least) / np.float32(_STEPS)
     with np.errstate(divide="ignore"):
@@ -150,6 +150,13 @@ def _as_stored(logits: "Floats") -> "Floats":
     steps = np.rint(inverse * (np.maximum(logits, least) - least))
     stored: Floats = scale * steps + floor
     return stored
+
+
+def _exp(values: "Floats") -> "Floats":
+    """Correctly rounded, as the C library's; numpy's own in single precision is a unit off here and there."""
+    import numpy as np
+
+    return np.exp(values.astype(np.float64)).astype(np.float32)
 
 
 def _sums(rows: "Floats") -> "Doubles":

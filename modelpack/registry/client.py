@@ -57,25 +57,25 @@ class Registry:
 
     def __init__(self, name: str, session: Session, authorizer: Authorizer) -> None:
         self.name = name
-        self._session = session
+        self.session = session
         self._authorizer = authorizer
 
     def repository(self, name: str, *, push: bool = False, mount_from: MountFrom = lambda _: ()) -> "Repository":
         """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token."""
         if self.name == DOCKER_HUB and "/" not in name:
             name = f"library/{name}"
-        return Repository(Endpoint(self._session, name, push=push), mount_from=mount_from)
+        return Repository(Endpoint(self.session, name, push=push), mount_from=mount_from)
 
     @property
     def traffic(self) -> Traffic:
         """What has gone over the wire."""
-        return self._session.traffic
+        return self.session.traffic
 
     def ping(self) -> None:
         """Whether a registry answers there and lets us in. Raises RegistryUnavailableError, AccessDeniedError,
         NotFoundError when something else answers.
         """
-        self._session.request("GET", "/v2/", what=f"the registry {self.name}", expect=(200,)).close()
+        self.session.request("GET", "/v2/", what=f"the registry {self.name}", expect=(200,)).close()
 
     def check_login(self) -> bool:
         """Whether the registry asked for the credentials, and so accepted them; False when it asks for none.
@@ -90,67 +90,67 @@ class Repository:
     """One repository; a Target, a RangedSource and a LimitedTarget. Safe to use from several threads."""
 
     def __init__(self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: ()) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._mount_from = mount_from
         self.name = endpoint.full_name
 
     @property
     def traffic(self) -> Traffic:
         """What has gone over the wire to and from the registry."""
-        return self._endpoint.session.traffic
+        return self.endpoint.session.traffic
 
     def resolve(self, selector: str) -> Descriptor:
-        return manifests.resolve(self._endpoint, selector)
+        return manifests.resolve(self.endpoint, selector)
 
     def fetch_manifest(self, descriptor: Descriptor) -> Manifest:
-        return manifests.fetch(self._endpoint, descriptor)
+        return manifests.fetch(self.endpoint, descriptor)
 
     def read_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobStream:
         """A stream that resumes by itself; see ``blobs.read``."""
-        return blobs.read(self._endpoint, descriptor, start=offset)
+        return blobs.read(self.endpoint, descriptor, start=offset)
 
     def open_range(self, descriptor: Descriptor, start: int, stop: int) -> BlobStream:
         """Part of a blob; resumes by itself too. Raises RangesIgnoredError."""
-        return blobs.read(self._endpoint, descriptor, start=start, stop=stop)
+        return blobs.read(self.endpoint, descriptor, start=start, stop=stop)
 
     def check_limits(self, blobs: Iterable[Descriptor]) -> None:
         """Raises RegistryRefusedError for a blob larger than this registry is known to take."""
-        self._endpoint.profile.check_limits(blobs)
+        self.endpoint.profile.check_limits(blobs)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        return blobs.exists(self._endpoint, descriptor)
+        return blobs.exists(self.endpoint, descriptor)
 
     def describe_blob(self, digest: Digest) -> Descriptor:
         """Size of a blob of which only the digest is known. Raises NotFoundError."""
-        return blobs.describe(self._endpoint, digest)
+        return blobs.describe(self.endpoint, digest)
 
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
     ) -> None:
         """Mount the blob from where it may be already, else upload it; see ``uploads.write``."""
         candidates = self._mount_from(descriptor.digest)
-        uploads.write(self._endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
+        uploads.write(self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
         """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""
         selector = tag or str(manifest.digest)
-        response = manifests.put(self._endpoint, manifest, selector)
-        referrers.announce(self._endpoint, manifest, acknowledged=response.headers.get("OCI-Subject"))
+        response = manifests.put(self.endpoint, manifest, selector)
+        referrers.announce(self.endpoint, manifest, acknowledged=response.headers.get("OCI-Subject"))
         descriptor = manifest.descriptor
         return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
     def list_referrers(self, subject: Digest) -> list[Descriptor]:
-        return referrers.list_referrers(self._endpoint, subject)
+        return referrers.list_referrers(self.endpoint, subject)
 
     def list_tags(self) -> list[str]:
-        return manifests.list_tags(self._endpoint)
+        return manifests.list_tags(self.endpoint)
 
     def delete(self, selector: str) -> None:
         """Remove a tag, or a manifest by its digest, and then its entry among its subject's referrers.
 
         Raises NotFoundError, and RegistryRefusedError where the registry does not delete (or not tags).
         """
-        manifest = manifests.fetch_if_present(self._endpoint, selector) if ":" in selector else None
-        manifests.delete(self._endpoint, selector)
+        manifest = manifests.fetch_if_present(self.endpoint, selector) if ":" in selector else None
+        manifests.delete(self.endpoint, selector)
         if manifest is not None:
-            referrers.withdraw(self._endpoint, manifest)
+            referrers.withdraw(self.endpoint, manifest)

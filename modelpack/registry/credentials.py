@@ -60,6 +60,14 @@ ANONYMOUS = FixedCredentials(None)
 
 
 @dataclass(frozen=True, slots=True)
+class FoundCredential:
+    """A credential and the rule that gave it, in words: a file and the entry or the helper that it names."""
+
+    credential: Credential
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """The credential files of a machine, in the order in which they are asked; the first that knows answers."""
 
@@ -80,12 +88,14 @@ class Credentials:
 
     def lookup(self, registry: str, repository: str = "") -> Credential | None:
         """Raises InvalidInputError for a malformed file, AccessDeniedError when a credential helper fails."""
+        found = self.find(registry, repository)
+        return found.credential if found else None
+
+    def find(self, registry: str, repository: str = "") -> FoundCredential | None:
+        """As ``lookup``, with where it was found."""
         for path in self.files:
-            if not path.is_file():
-                continue
-            credential = _look_into(path, registry, repository, self.environ)
-            if credential:
-                return credential
+            if path.is_file() and (found := _look_into(path, registry, repository, self.environ)):
+                return found
         return None
 
 
@@ -132,7 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return document
 
 
-def _look_into(path: Path, registry: str, repository: str, environ: Mapping[str, str]) -> Credential | None:
+def _look_into(path: Path, registry: str, repository: str, environ: Mapping[str, str]) -> FoundCredential | None:
     config = read_config(path)
     helper, is_for_all = helper_for(config, registry)
     if helper:
@@ -145,7 +155,8 @@ def _look_into(path: Path, registry: str, repository: str, environ: Mapping[str,
             logger.warning("docker-credential-%s, named in %s, is not installed", helper, path)
             credential = None
         if credential:
-            return credential
+            kind = "credsStore" if is_for_all else "credHelpers"
+            return FoundCredential(credential, f"docker-credential-{helper}, {kind} of {path}")
     auths = config.get("auths") or {}
     # containers-auth.json(5): the most specific namespace wins.
     names = [registry, *(f"{registry}/{part}" for part in _prefixes(repository))]
@@ -153,7 +164,7 @@ def _look_into(path: Path, registry: str, repository: str, environ: Mapping[str,
         for key in matching_keys(auths, name):
             credential = _parse_entry(auths[key], path, key)
             if credential:
-                return credential
+                return FoundCredential(credential, f"the entry {printable(key)} of {path}")
     return None
 
 

@@ -38,10 +38,11 @@ class Endpoint:
         retry: bool = True,
         follow_origins: bool = True,
         pull_from: str = "",
+        load: int | None = None,
     ) -> Response:
         """``place`` is a path under the repository, an absolute path, or a URL that the registry named.
 
-        ``pull_from`` is another repository that the request reads from.
+        ``pull_from`` is another repository that the request reads from; the rest is as ``Session.request`` has it.
         """
         if method == "DELETE":
             actions = _DELETE
@@ -60,4 +61,5 @@ class Endpoint:
             body=body,
             retry=retry,
             follow_origins=follow_origins,
+            load=load,
         )

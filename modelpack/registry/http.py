@@ -36,6 +36,7 @@ class Response:
         self._method = method
         self._stall_timeout = stall_timeout
         self._traffic = traffic
+        self._body: bytes | None = None
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
@@ -83,8 +84,18 @@ class Response:
         if connection is not None and connection.sock is not None:
             connection.sock.settimeout(min(self._stall_timeout, connection.sock.gettimeout() or self._stall_timeout))
 
+    def load(self, limit: int) -> None:
+        """Receive the body while a broken connection can still be tried again; ``read`` then has it."""
+        try:
+            self._body = self.read(limit)
+        except BaseException:
+            self._raw.close()
+            raise
+
     def read(self, limit: int) -> bytes:
         """The whole body. Raises InvalidContentError when it is longer than ``limit`` bytes."""
+        if self._body is not None:
+            return self._body
         content = bytearray()
         for chunk in self.chunks():
             content += chunk

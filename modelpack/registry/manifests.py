@@ -34,7 +34,9 @@ def resolve(endpoint: Endpoint, selector: str) -> Descriptor:
         descriptor = Descriptor(media_type, Digest(digest), size)
     else:
         # The headers are optional, and a proxy that compresses drops the length.
-        with endpoint.request("GET", f"manifests/{selector}", what=what, headers=headers) as response:
+        with endpoint.request(
+            "GET", f"manifests/{selector}", what=what, headers=headers, load=MAX_MANIFEST_SIZE
+        ) as response:
             body, media_type = response.read(MAX_MANIFEST_SIZE), response.content_type
         descriptor = Manifest.parse(body, media_type=media_type or None).descriptor
         descriptor = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
@@ -49,7 +51,9 @@ def fetch(endpoint: Endpoint, descriptor: Descriptor) -> Manifest:
         raise InvalidContentError(f"manifest {descriptor.digest} has {descriptor.size} bytes, too many for a manifest")
     what = f"{endpoint.full_name}@{descriptor.digest}"
     headers = {"Accept": ", ".join(dict.fromkeys((descriptor.media_type, *ACCEPTED_TYPES)))}
-    with endpoint.request("GET", f"manifests/{descriptor.digest}", what=what, headers=headers) as response:
+    with endpoint.request(
+        "GET", f"manifests/{descriptor.digest}", what=what, headers=headers, load=MAX_MANIFEST_SIZE
+    ) as response:
         raw, media_type = response.read(MAX_MANIFEST_SIZE), response.content_type
     descriptor.check(raw)
     # The type is part of what was signed and listed: one answer under two types is CVE-2021-41190.
@@ -130,7 +134,7 @@ def pages(
             raise InvalidContentError(f"{what} have more than {_MAX_PAGES} pages")
         seen.add(place)
         with endpoint.request(
-            "GET", place, what=what, headers=headers, expect=expect, follow_origins=follow_origins
+            "GET", place, what=what, headers=headers, expect=expect, follow_origins=follow_origins, load=_MAX_PAGE
         ) as response:
             yield response
             link = _LINK.search(response.headers.get("Link", "")[:8192])

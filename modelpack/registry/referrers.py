@@ -8,7 +8,7 @@ each other's entries: after writing we look again, and write again until our ent
 import logging
 from collections.abc import Callable
 
-from modelpack.errors import InvalidContentError, RegistryUnavailableError
+from modelpack.errors import InvalidContentError, NotFoundError, RegistryUnavailableError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import IMAGE_INDEX, MAX_MANIFEST_SIZE, Descriptor, Manifest, image_index
 from modelpack.registry import manifests
@@ -32,6 +32,11 @@ def list_referrers(endpoint: Endpoint, subject: Digest) -> list[Descriptor]:
     for descriptor in listed:
         unique.setdefault(descriptor.digest, descriptor)
     return list(unique.values())
+
+
+def has_api(endpoint: Endpoint, subject: Digest) -> bool:
+    """Whether the registry keeps lists of referrers itself."""
+    return _from_api(endpoint, subject) is not None
 
 
 def announce(endpoint: Endpoint, referrer: Manifest, *, acknowledged: str | None) -> None:
@@ -86,6 +91,13 @@ def _keep(
             stayed += 1
             if count == 0 or stayed == 2:
                 return
+        elif count and _is_shadowed(endpoint, subject):
+            logger.warning(
+                "%s lists no referrers, and its tag %s is the artifact itself: nothing attached is found there",
+                endpoint.session.registry,
+                fallback_tag(subject),
+            )
+            return
         else:
             stayed = 0
             annotations = index.annotations if index else None
@@ -94,6 +106,14 @@ def _keep(
     raise RegistryUnavailableError(
         f"others keep changing the referrers of {endpoint.full_name}@{subject}, and the entry does not stay"
     )
+
+
+def _is_shadowed(endpoint: Endpoint, subject: Digest) -> bool:
+    """Whether a registry reads the fallback tag as a digest, as GitLab does (oras-go#1396)."""
+    try:
+        return manifests.resolve(endpoint, fallback_tag(subject)).digest == subject
+    except NotFoundError:
+        return False
 
 
 def _from_api(endpoint: Endpoint, subject: Digest) -> list[Descriptor] | None:

@@ -48,26 +48,33 @@ class Session:
         body: Body | None = None,
         retry: bool = True,
         follow_origins: bool = True,
+        load: int | None = None,
     ) -> Response:
         """Send a request, as often as ``retries`` allows, until the answer has a status in ``expect``.
 
         ``url`` is a path at the registry, or a URL that it named: no secret goes to another origin. ``what`` names the
-        thing asked for, in messages.
-        Without ``retry`` the first TransientError is raised. Without ``follow_origins`` a redirect to another origin
-        is an answer like any other. Raises AccessDeniedError, NotFoundError, RegistryRefusedError,
-        RegistryUnavailableError.
+        thing asked for, in messages. Without ``retry`` the first TransientError is raised. Without ``follow_origins`` a
+        redirect to another origin is an answer like any other. ``load`` is the limit of a small body, which is then
+        received with the answer: a connection that breaks inside it is tried again too. Raises AccessDeniedError,
+        NotFoundError, RegistryRefusedError, RegistryUnavailableError.
         """
 
         def attempt() -> Response:
             response = self._exchange(method, url, scope, headers or {}, body, follow_origins=follow_origins)
             if response.status in expect:
                 self._heed_warnings(response)
+                if load is not None:
+                    response.load(load)
                 return response
             with response:
                 refusal = Refusal.parse(response.status, response.headers, response.excerpt())
             raise refusal.error(what)
 
         return self.retries.run(attempt) if retry else attempt()
+
+    def greet(self) -> Response:
+        """What the registry tells anybody who asks for ``/v2/``, whatever the status."""
+        return self._transport.send("GET", f"{self.origin}/v2/", headers={})
 
     def _exchange(
         self,

@@ -151,8 +151,9 @@ def _send(
     endpoint: Endpoint, descriptor: Descriptor, open_blob: OpenBlob, upload: _Upload, report: Callable[[int], None]
 ) -> None:
     """Send what the session lacks, and close it."""
+    by_patch = endpoint.refuses_put
     with _Content(descriptor, open_blob, upload.offset, report) as content:
-        if endpoint.refuses_put:
+        if by_patch:
             upload = _patch(endpoint, descriptor, upload, content)
             content.offset = upload.offset
         with _sent(
@@ -166,7 +167,7 @@ def _send(
             expect=(201, 400, *_PUT_REFUSED),
         ) as response:
             if response.status != 201:
-                _refuse(endpoint, descriptor, response)
+                raise _refusal(endpoint, descriptor, response, by_patch=by_patch)
     # The specification leaves to registries what they make of pieces; the size says whether they have all of them.
     if upload.offset and not exists(endpoint, descriptor):
         raise TransientError(f"{name(endpoint, descriptor)} was accepted, and is not there")
@@ -196,12 +197,12 @@ def _patch(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content:
     return _Upload(location, descriptor.size)
 
 
-def _refuse(endpoint: Endpoint, descriptor: Descriptor, response: Response) -> None:
+def _refusal(endpoint: Endpoint, descriptor: Descriptor, response: Response, *, by_patch: bool) -> Exception:
     refusal = Refusal.parse(response.status, response.headers, response.excerpt())
     wants_patch = "UNSUPPORTED" in refusal.codes or (response.status in _PUT_REFUSED and not refusal.codes)
-    if wants_patch and endpoint.profile.patch is not Patch.NEVER and not endpoint.refuses_put:
-        raise _PutRefusedError
-    raise refusal.error(name(endpoint, descriptor))
+    if wants_patch and not by_patch and endpoint.profile.patch is not Patch.NEVER:
+        return _PutRefusedError()
+    return refusal.error(name(endpoint, descriptor))
 
 
 def _sent(

@@ -199,11 +199,16 @@ class PrivateKey:
 
         The same key signs the same data with the same bytes (RFC 6979), unless it lies on a token.
         """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
         if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            return self._key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+            try:
+                algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+            except UnsupportedAlgorithm:  # OpenSSL before 3.2; the wheels of cryptography bring a newer one
+                algorithm = ec.ECDSA(hashes.SHA256())
+            return self._key.sign(data, algorithm)
         if isinstance(self._key, rsa.RSAPrivateKey):
             return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
         return self._key.sign(data)

@@ -1,9 +1,10 @@
 """What a rule wants beside signatures: licences that it allows, and attestations that say what it asks for."""
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 
-from modelpack.errors import PolicyRefusedError, UnsupportedError, UntrustedError
+from modelpack.errors import InvalidContentError, PolicyRefusedError, UnsupportedError, UntrustedError
 from modelpack.formats import codec_for
 from modelpack.formats.model import MAX_CONFIG_SIZE
 from modelpack.oci.manifest import Descriptor
@@ -71,12 +72,11 @@ def _licenses(source: Source, subject: Descriptor) -> list[str]:
     """What the manifest's annotation and a model's config state, each once; an expression other than AND as it is."""
     manifest = source.fetch_manifest(subject)
     stated = [part.strip() for part in manifest.annotations.get(LICENSES_ANNOTATION, "").split(" AND ")]
-    try:
-        codec = codec_for(manifest)
-    except UnsupportedError:
-        codec = None
-    if codec and manifest.config:
-        stated += codec.decode(manifest, read_whole(source, manifest.config, limit=MAX_CONFIG_SIZE)).licenses
+    if manifest.config:
+        # What is no model, or no model that can be read, states nothing but its annotation.
+        with contextlib.suppress(UnsupportedError, InvalidContentError):
+            config = read_whole(source, manifest.config, limit=MAX_CONFIG_SIZE)
+            stated += codec_for(manifest).decode(manifest, config).licenses
     return list(dict.fromkeys(filter(None, stated)))
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 
 import pytest
 from fakes.artifacts import put_cncf_model
@@ -115,6 +116,25 @@ def test_a_bundle_whose_weights_were_changed_is_refused(modelpack, signed, key_p
     assert refused.code == 6
     assert "error[digest.mismatch]" in refused.stderr
     assert modelpack("list", "--json", *elsewhere).json("list")["models"] == []
+
+
+def test_a_bundle_that_is_older_than_what_came_before_is_refused(
+    modelpack, signed, store, key_pair, elsewhere, tmp_path
+):
+    modelpack("bundle", "save", NAME, "-o", tmp_path / "old.tar")
+    time.sleep(1.1)  # signatures tell their time in seconds
+    newer, _ = put_cncf_model(store, NAME, b"GGUF newer")
+    modelpack("sign", NAME, "--key", key_pair[0], "--local", env={"MODELPACK_PASSWORD": ""})
+    modelpack("bundle", "save", NAME, "-o", tmp_path / "new.tar")
+    load = ("bundle", "load", "--key", key_pair[1], *elsewhere)
+    assert modelpack(*load, tmp_path / "new.tar").code == 0
+
+    refused = modelpack(*load, tmp_path / "old.tar")
+
+    assert refused.code == 6, refused.stderr
+    assert modelpack("list", "--json", *elsewhere).json("list")["models"][0]["digest"] == str(newer.digest)
+    assert modelpack(*load, tmp_path / "old.tar", "--allow-rollback").code == 0
+    assert modelpack("list", "--json", *elsewhere).json("list")["models"][0]["digest"] == str(signed.digest)
 
 
 def test_copy_to_a_layout_and_back_keeps_digest_and_signature(modelpack, signed, key_pair, elsewhere, tmp_path):
@@ -259,6 +279,20 @@ def test_a_car_is_an_image_whose_layers_unpack_to_the_weights(modelpack, built, 
         assert member.name == f"models/{built['file']['name']}"
         digest = hashlib.sha256(layer.extractfile(member).read()).hexdigest()
     assert f"sha256:{digest}" == built["file"]["digest"]
+
+
+def test_a_view_of_what_nobody_verified_is_not_verified_either(modelpack, built, elsewhere, tmp_path):
+    archive = f"oci-archive:{tmp_path / 'a.tar'}:v1"
+    assert modelpack("copy", "demo/tiny:v1", archive).code == 0
+    assert modelpack("copy", archive, "store:demo/tiny:v1", "--insecure-skip-verify", *elsewhere).code == 0
+
+    assert modelpack("export-view", "demo/tiny:v1", "--format", "slim", *elsewhere).code == 0
+
+    models = modelpack("list", "--json", *elsewhere).json("list")["models"]
+    assert {model["reference"]: model["verified"] for model in models} == {
+        "demo/tiny:v1": "no",
+        "demo/tiny:v1-slim": "no",
+    }
 
 
 def put_packed_model(store, reference, files):

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Command
 from fakes.artifacts import put_cncf_model
 from fakes.registry import FakeRegistry
 from fakes.registry_flavours import DISTRIBUTION_2
@@ -14,6 +14,7 @@ from fakes.registry_flavours import DISTRIBUTION_2
 from modelpack.oci.digest import Digest
 from modelpack.store import Store
 
+Command = Callable[..., Any]
 WEIGHTS = bytes(range(256)) * 1200
 
 
@@ -33,7 +34,7 @@ def reference(fake: FakeRegistry, tmp_path: Path, modelpack: Command) -> str:
     return name
 
 
-def pull(modelpack: Command, reference: str, *arguments: object):
+def pull(modelpack: Command, reference: str, *arguments: object) -> Any:
     return modelpack("pull", reference, "--insecure-skip-verify", *arguments)
 
 

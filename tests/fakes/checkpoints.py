@@ -121,7 +121,9 @@ SYNTHETIC = {
             },
         },
     ),
-    "qwen3-moe": Synthetic("Qwen3MoeForCausalLM", "qwen3_moe", "BF16", _BPE, {**_EXPERTS, "head_dim": 16}, shards=2),
+    "qwen3-moe": Synthetic(
+        "Qwen3MoeForCausalLM", "qwen3_moe", "BF16", _BPE, {**_EXPERTS, "head_dim": 16, "norm_topk_prob": True}, shards=2
+    ),
     "gemma": Synthetic("GemmaForCausalLM", "gemma", "BF16", _SPM, {"head_dim": 16}),
     "gemma2": Synthetic(
         "Gemma2ForCausalLM",
@@ -149,7 +151,7 @@ SYNTHETIC = {
             "tie_word_embeddings": False,
         },
     ),
-    "phi3": Synthetic(
+    "phi-mini": Synthetic(
         "Phi3ForCausalLM",
         "phi3",
         "BF16",
@@ -161,7 +163,7 @@ SYNTHETIC = {
             "pad_token_id": 0,
         },
     ),
-    "phi3-longrope": Synthetic(
+    "phi-mini-longrope": Synthetic(
         "Phi3ForCausalLM",
         "phi3",
         "BF16",
@@ -208,7 +210,13 @@ SYNTHETIC = {
     ),
     "olmo": Synthetic("OlmoForCausalLM", "olmo", "BF16", _BPE, {"clip_qkv": 8.0, "tie_word_embeddings": False}),
     "olmo2": Synthetic("Olmo2ForCausalLM", "olmo2", "BF16", _BPE, {"tie_word_embeddings": False}),
-    "olmoe": Synthetic("OlmoeForCausalLM", "olmoe", "BF16", _BPE, {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": Synthetic(
+        "OlmoeForCausalLM",
+        "olmoe",
+        "BF16",
+        _BPE,
+        {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    ),
     "granite": Synthetic("GraniteForCausalLM", "granite", "BF16", _BPE, _GRANITE),
     "granite-moe": Synthetic(
         "GraniteMoeForCausalLM",
@@ -239,7 +247,7 @@ SYNTHETIC = {
         "deepseek_v2",
         "BF16",
         _BPE,
-        {**_DEEPSEEK, "n_routed_experts": 4, "n_shared_experts": 1, "q_lora_rank": None, "n_group": 1, "topk_group": 1},
+        {**_DEEPSEEK, "n_routed_experts": 4, "n_shared_experts": 1, "q_lora_rank": 32, "n_group": 1, "topk_group": 1},
     ),
     "deepseek-v3": Synthetic(
         "DeepseekV3ForCausalLM",
@@ -289,6 +297,8 @@ SYNTHETIC = {
             "cls_token_id": 1,
             "sep_token_id": 2,
             "max_position_embeddings": 256,
+            "norm_eps": 1e-5,
+            "layer_norm_eps": 1e-5,
         },
         shared=False,
     ),
@@ -498,16 +508,16 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-# SentencePiece's compiled form of: full-width A and B, no-break space, tab and newline, an ellipsis, the ligature fi
-# and e with acute, to what NFKD makes of each.
+# SentencePiece's compiled form of: full-width A and B, the ligature fi, an ellipsis and e with acute to what NFKD makes
+# of each, and every kind of space (no-break, thin, ideographic, tab, ends of lines) to the plain one.
 _CHARSMAP = (
-    "eNol0wesj1cYB+BzbxAkRGzSatWmrhpFFbWpUbT2HrWpXavGtVdtSovae9ZeRe3E3rVn0NirNs+fL3m+9/edN+fkJOc7IU4I4dMQ"
-    "EiQIIWHcEHn6zfg4hIWJfMv95kSHecaj5SXesXqJ5VldQ5hpPJ4cnyQmJiMpKUhOKlKShtRsPh4d0qqWCB/xCelI/2ELIQOfkYmM"
-    "ZCEz2chKDrKTk8/JRQy5+YK85OFL8lGA/HxFQb6mEEUozDcUpTjFKEkJSlOKspThW8pRgfJUoiKV+Y6qVOEHvqc61ahJDWpTi7rU"
-    "oT71aEgDGtOIpjShGT/Sgua0oiVtaE072tKen+hIBzrTCUcTutCNn+lBd3rRk978Ql/6EBs5dAbQn0EMZAiDGcZQRjCcXxnJaEYx"
-    "ljGMZxwTmcBvTGIKk/mD35nGVP5kOjOZwWxmMZc5zGceC1nAYhaxlCUsZxkrWcEq/mINq1nHWjawnk1sZEvkX2Qrf7OdbezgH3ax"
-    "kz3sZh97I731UWHH1KhwQN7PIQ5yhMMc4ygnOM4pTvIvpznLGc5zjotc4DKXuMoVrnONG9yLExVuqTcjvdVR4T/1DrcjPe7ygPs8"
-    "4iFPeMz/POU5z3jJC17zire8eX/3YmJi3IISodn+2NC8VXgHJLCP1w=="
+    "eNol03XMllUUAPDzvgMGbPAXSksYIz9aUFARA6Sku1NABUQR+/sECemS7u7ubtkAKaWVcuimqGCA/Xvhbr+dc+/ZznO359zIFBGF"
+    "I7Jli8ieOVIrfXbBiBx5I5bYZ7dPL5yMYcUjkqm8QDLSn4pYnjUZGeo5nc0Rs4hZmSt/QJNc5OZBtIo85Ccf2sf21ckoJD5EkftX"
+    "iIcpyqM8wsI1EY+JPh3FKEkJSlOKMqRRjrJUoDyVqEhlHucJqlCVJ3H9qMYzPM2zVOc5avACz1OTF3mJWtShNvWoy8vUpyENaEwj"
+    "mtKE5jSjJS1oTSva0ob2tKMjHehMJ7rShe50owev0IuevMar9OZ1+tKHfrzBW7zJ2/TnHQbwHu/yAe/zER+SkfrpDORjPmEQQxjM"
+    "MIYynE8ZyQhGM4qxjGE845jIBCbxGVOYzDSmMoPpzGImc5jNPOaygPksSs0AS1jMMpayguWsYiXGJFazjrVsYD2b2MgWNrONrexI"
+    "zR+72MkedrOPvRxgP4c4yGE+T9U2J2LfmEQclR/hC45xguOc4iRfcpozfMU5znKB81ziIt/wNVe4zDWu8i3XucFPeRLxvfhdqjY0"
+    "EdfSE/Gj/IdUjZv8ws/c5ha/8St/8Dt3ucNf/Mk//M1//Hvv7aWlpXkFNaLrkYzo1iP+B6BLkX8="
 )
 CHARSMAP = base64.b64encode(zlib.decompress(base64.b64decode(_CHARSMAP))).decode()
 
@@ -577,7 +587,11 @@ def _write_unigram(directory: Path) -> None:
         "model": {"type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": False},
     }
     _write_json(directory / "tokenizer.json", tokenizer)
-    settings = {"tokenizer_class": "XLMRobertaTokenizer", "clean_up_tokenization_spaces": True}
+    settings = {
+        "tokenizer_class": "XLMRobertaTokenizer",
+        "clean_up_tokenization_spaces": True,
+        "add_prefix_space": True,
+    }
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     _write_json(directory / "tokenizer_config.json", settings | {f"{kind}_token": text for kind, text in names.items()})
 

@@ -107,6 +107,7 @@ class FakeRegistry:
         self.refresh_tokens = {"refresh-canary": "alice"}
         self.anonymous_pull = False
         self.grant: Callable[[str], str] = lambda scope: scope  # what a token is really good for
+        self.early_death: float | None = None  # how long tokens live in truth, in seconds
         self.tokens: dict[str, tuple[list[str], float]] = {}
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
@@ -116,6 +117,8 @@ class FakeRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.location: Callable[[str], str] = lambda path: path
         self.requests: list[Recorded] = []
+        self.before_answer: Callable[[int], None] = lambda client: None  # content begins to flow over a connection
+        self.after_answer: Callable[[int], None] = lambda client: None
         self.after_request: Callable[[str, str], None] = lambda method, path: None
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
@@ -237,6 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         recorded = Recorded(self.command, self.path, headers, self.client_address[1])
         with self.fake.lock:
             self.fake.requests.append(recorded)
+        self._arrived = time.monotonic()
         self.fault = self.fake.take_fault(self.command, self.path)
         fault = self.fault
         if fault and fault.status is not None:
@@ -322,9 +326,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(416, b'{"errors":[{"code":"RANGE_INVALID"}]}', length)
                 return
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-            self._answer(206, content[start : end + 1], headers)
+            status, content = 206, content[start : end + 1]
         else:
-            self._answer(200, content, headers)
+            status = 200
+        self.fake.before_answer(self.client_address[1])
+        self._answer(status, content, headers)
+        self.fake.after_answer(self.client_address[1])
 
     def _upload(self, name: str, session: str) -> None:
         fake, quirks = self.fake, self.fake.quirks
@@ -492,7 +499,7 @@ class _Handler(BaseHTTPRequestHandler):
             action = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}.get(self.command, "push")
             needed = f"repository:{match['name']}:{action}"
         scopes, expires = fake.tokens.get(header.removeprefix("Bearer "), ([], 0.0))
-        if time.monotonic() < expires and (not needed or _covers(scopes, needed)):
+        if self._arrived < expires and (not needed or _covers(scopes, needed)):
             return True
         scope = f',scope="{needed}"' if needed else ""
         realm = fake.realm or f"{fake.url}/token"
@@ -522,7 +529,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not user:
             scopes = [scope.replace(",push", "") for scope in scopes]
         token = f"token-{fake.next_number()}"
-        fake.tokens[token] = (scopes, time.monotonic() + fake.token_lifetime)
+        fake.tokens[token] = (scopes, time.monotonic() + (fake.early_death or fake.token_lifetime))
         self._answer(200, json.dumps({"token": token, "expires_in": fake.token_lifetime}).encode())
 
     # Answers

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from fakes.certificates import make_certificate
 from fakes.docker_registry import running_docker_registry
 
 from modelpack.errors import (
@@ -158,8 +160,8 @@ def test_basic_auth_is_checked_by_the_registry_itself(tmp_path: Path) -> None:
 
 
 def test_tls_is_trusted_by_the_authority_in_certs_d_alone(tmp_path: Path) -> None:
-    certificate, key = _make_certificate(tmp_path)
-    stranger, _ = _make_certificate(tmp_path, "stranger")
+    certificate, key = make_certificate(tmp_path)
+    stranger, _ = make_certificate(tmp_path, "stranger")
 
     def settings(address: str, home: str, authority: Path) -> NetworkSettings:
         place = tmp_path / home / ".docker/certs.d" / address
@@ -220,33 +222,27 @@ def test_memory_stays_flat_whatever_the_size_of_a_blob(address: str, tmp_path: P
     assert 10 << 10 < answer["kib"] < 80 << 10
 
 
-def _make_certificate(folder: Path, name: str = "ca") -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
-    from datetime import UTC, datetime, timedelta
-    from ipaddress import ip_address
+def test_a_large_blob_comes_back_over_several_connections(repository: Repository, tmp_path: Path) -> None:
+    weights = random.Random(11).randbytes(50 << 20)
+    manifest = push(repository, weights, tag="v1")
+    target = Store.open(tmp_path / "store").repository("tiny")
+    before = repository.traffic.bytes_received
 
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    result = copy(repository, target, manifest.descriptor, tag="v1")
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+    assert read_whole(target, manifest.layers[0], limit=1 << 26) == weights
+    assert result.bytes_copied <= repository.traffic.bytes_received - before < 1.01 * result.bytes_copied
+
+
+def test_a_blob_of_another_repository_is_mounted(address: str) -> None:
+    registry = connect(address)
+    blob = write_whole(
+        registry.repository("tests/mount-from", push=True), b"shared weights", "application/octet-stream"
     )
-    paths = folder / f"{name}.pem", folder / f"{name}.key"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
+    repository = registry.repository("tests/mount-to", push=True, mount_from=lambda _: ("tests/mount-from",))
+    sent = registry.traffic.bytes_sent
+
+    repository.write_blob(blob, lambda offset: nullcontext(iter([b"never asked for"])))
+
+    assert repository.has_blob(blob)
+    assert registry.traffic.bytes_sent == sent

@@ -147,7 +147,7 @@ def test_skopeo_talks_to_it_over_tls_with_a_password(environment: dict[str, str]
 
 
 def test_a_certificate_that_does_not_fit_is_told_before_anything_is_served(modelpack, tmp_path: Path) -> None:
-    chain, key = make_certificate(tmp_path)
+    chain, _ = make_certificate(tmp_path)
     _, other = make_certificate(tmp_path, "other")
     _, sealed = make_certificate(tmp_path, "sealed", password=b"secret")
     for arguments, code, said in (
@@ -164,7 +164,7 @@ def test_a_certificate_that_does_not_fit_is_told_before_anything_is_served(model
         assert result.stdout == ""
 
 
-def test_our_client_pulls_over_tls_from_the_command_line(environment: dict[str, str], tmp_path: Path) -> None:
+def test_our_client_reads_over_tls_whom_certs_d_trusts(environment: dict[str, str], tmp_path: Path) -> None:
     chain, key = make_certificate(tmp_path)
     store = Store.open(tmp_path / "store")
     layer = store.write_small(b"weights" * 1000, OCTETS)
@@ -172,8 +172,12 @@ def test_our_client_pulls_over_tls_from_the_command_line(environment: dict[str, 
     manifest = image_manifest(config=EMPTY_CONFIG, layers=[layer], artifact_type="a/b")
     store.repository("me/tiny").put_manifest(manifest, tag="v1")
     with serving(environment, "--tls-cert", chain, "--tls-key", key, "--store", store.root) as url:
-        network = NetworkSettings.from_environment({}, ca_file=chain)
-        repository = connect(url.removeprefix("https://"), network=network).repository("me/tiny")
+        address = url.removeprefix("https://")
+        place = tmp_path / ".docker/certs.d" / address
+        place.mkdir(parents=True)
+        (place / "ca.crt").write_bytes(chain.read_bytes())
+        network = NetworkSettings.from_environment({"HOME": str(tmp_path)})
+        repository = connect(address, network=network).repository("me/tiny")
         assert repository.fetch_manifest(repository.resolve("v1")).raw == manifest.raw
         with repository.read_blob(Descriptor(OCTETS, layer.digest, layer.size)) as chunks:
             assert b"".join(chunks) == b"weights" * 1000

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from fakes.hub import COMMIT, FakeHub, serve_hub
 from fakes.registry import FakeRegistry
 from fakes.servers import running_registry
 
 from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE, TEST_RESULT
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Manifest
 from modelpack.signing.envelope import BUNDLE_TYPE
 from modelpack.store import Store
@@ -87,7 +89,6 @@ def test_the_evidence_travels_with_the_model_and_the_smoke_report_goes_back(
 def test_a_model_that_fails_its_prompts_is_attested_to_have_failed(
     author, key_pair, tiny_checkpoint, modelpack, tmp_path
 ):
-    reference = "registry.example.invalid/demo/tiny:v1"
     author("build", tiny_checkpoint, "-t", "demo/tiny:v1", "--sign", key_pair[0], schema="build")
     suite = tmp_path / "impossible.toml"
     suite.write_text('schema = 1\n[[case]]\nname = "capital"\nprompt = "Hello"\nexpect = { equals = "never this" }\n')
@@ -104,14 +105,33 @@ def test_a_model_that_fails_its_prompts_is_attested_to_have_failed(
     facts = by_about(author("why", "demo/tiny:v1", "--key", key_pair[1], schema="why"))
     assert facts["smoke"]["value"] == "FAILED: 1 failed; impossible.toml"
     assert facts["smoke"]["certainty"] == "signed"
-    assert reference not in json.dumps(facts)
+
+
+def test_a_build_from_the_hub_names_its_commit_and_every_file_by_its_content(author, tiny_checkpoint, tmp_path):
+    files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir() if path.name != "smoke.toml"}
+    with serve_hub(FakeHub({"acme/tiny-llama": files})) as hub:
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        author("build", "hf://acme/tiny-llama@main", "-t", "tiny:v1", schema="build", env=env)
+
+    (record,) = (tmp_path / "author" / "builds").iterdir()
+    definition = json.loads(record.read_text())["predicates"][SLSA_PROVENANCE]["buildDefinition"]
+    url = "https://huggingface.co/acme/tiny-llama"
+    assert definition["externalParameters"]["source"] == {"repository": url, "revision": COMMIT}
+    repository, *inputs = [one for one in definition["resolvedDependencies"] if url in one["uri"]]
+    assert repository["digest"] == {"gitCommit": COMMIT}
+    assert {one["name"]: one["digest"]["sha256"] for one in inputs} == {
+        name: Digest.of(content).hex for name, content in files.items()
+    }
+    source = by_about(author("why", "tiny:v1", schema="why"))["source"]
+    assert source["value"] == f"{url}@{COMMIT}"
+    assert source["certainty"] == "recorded"
 
 
 def test_a_registry_without_the_referrers_api_lists_attestations_by_their_right_type(
     author, key_pair, tiny_checkpoint, tmp_path
 ):
     with FakeRegistry(referrers_api=False) as registry:
-        reference = f"{registry.host}/demo/tiny:v1"
+        reference = f"{registry.address}/demo/tiny:v1"
         author("build", tiny_checkpoint, "-t", reference, "--sign", key_pair[0], schema="build")
         digest = author("push", reference, schema="push")["digest"]
         predicate = tmp_path / "eval.json"
@@ -144,7 +164,7 @@ def test_a_registry_without_the_referrers_api_lists_attestations_by_their_right_
 
 def test_attest_signs_no_tag_that_the_registry_moved(author, key_pair, tiny_checkpoint, modelpack, tmp_path):
     with FakeRegistry() as registry:
-        reference = f"{registry.host}/demo/tiny:v1"
+        reference = f"{registry.address}/demo/tiny:v1"
         author("build", tiny_checkpoint, "-t", reference, schema="build")
         author("push", reference, schema="push")
         registry.add_artifact("demo/tiny", b"something else", tag="v1")

@@ -239,10 +239,9 @@ def test_a_hostile_entry_is_refused(tmp_path, what, more):
 
 def test_an_archive_that_is_cut_off_is_refused(tmp_path):
     path = write_archive(tmp_path / "a.tar")
-    path.write_bytes(path.read_bytes()[:-10240])
-    for size in (100, 600, 2000):
-        with path.open("rb+") as file:
-            file.truncate(size)
+    whole = path.read_bytes()
+    for size in (2000, 600, 100):
+        path.write_bytes(whole[:size])
         with pytest.raises(InvalidContentError, match="ends too early"):
             Archive.open(path)
 
@@ -283,7 +282,7 @@ def test_an_archive_without_its_layout_is_refused(tmp_path, name):
 
 
 def test_a_layout_of_another_version_and_an_endless_one_are_refused(tmp_path):
-    with pytest.raises(InvalidContentError, match="version '2.0.0'"):
+    with pytest.raises(InvalidContentError, match=r"version '2\.0\.0'"):
         Archive.open(
             write_archive(
                 tmp_path / "a.tar", entries={**good_entries(), "oci-layout": b'{"imageLayoutVersion":"2.0.0"}'}

@@ -85,7 +85,7 @@ def test_a_lock_in_a_file_that_cannot_keep_it_is_refused(machine, user, named):
     write(user, LOCKED)
     write(named, LOCKED)
 
-    with pytest.raises(MalformedPolicyError, match="holds in .*etc/policy.toml alone"):
+    with pytest.raises(MalformedPolicyError, match=r"holds in .*etc/policy\.toml alone"):
         choose_policy(machine, user)
     with pytest.raises(MalformedPolicyError):
         choose_policy(machine, user, named=named)

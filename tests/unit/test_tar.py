@@ -6,9 +6,9 @@ import struct
 import tarfile
 
 import pytest
+from fakes.tars import entry, in_pieces, make_tar
 from hypothesis import given
 from hypothesis import strategies as st
-from fakes.tars import entry, in_pieces, make_tar
 
 from modelpack import tar
 from modelpack.errors import InvalidContentError

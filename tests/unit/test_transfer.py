@@ -16,6 +16,7 @@ from modelpack.oci.manifest import Descriptor, Manifest, image_index
 from modelpack.oci.target import read_whole
 from modelpack.progress import SILENT, Step
 from modelpack.registry.client import Repository, connect
+from modelpack.registry.profiles import Profile
 from modelpack.registry.retry import Retries
 from modelpack.store import Store
 from modelpack.transfer import copy
@@ -261,3 +262,36 @@ def test_each_blob_is_one_step_with_its_size(here: FakeRegistry, there: FakeRegi
     copy(source, open_repository(there), source.resolve("v1"), tag="v1", progress=heard)
 
     assert heard.labels == {blob.digest.short: blob.size for blob in manifest.blobs}
+
+
+def test_a_blob_that_the_registry_will_not_take_is_known_before_anything_is_sent(
+    here: FakeRegistry, there: FakeRegistry
+) -> None:
+    here.add_artifact("me/tiny", WEIGHTS, b"licence", tag="v1")
+    source = open_repository(here)
+    narrow = Profile("a narrow registry", max_layer=len(WEIGHTS) - 1)
+    target = connect(there.address, profile=narrow).repository("me/tiny")
+
+    with pytest.raises(RegistryRefusedError, match="a narrow registry takes layers of at most 1999999 bytes"):
+        copy(source, target, source.resolve("v1"), tag="v1")
+    assert there.count("POST") == there.count("PUT") == 0
+
+
+def test_large_blobs_are_read_over_several_connections_but_no_more_than_jobs(
+    here: FakeRegistry, tmp_path: Path
+) -> None:
+    weights = random.Random(10).randbytes(70 << 20)
+    manifest = here.add_artifact("me/tiny", weights, *(bytes([number]) * 1000 for number in range(8)), tag="v1")
+    source = open_repository(here)
+    target = Store.open(tmp_path / "store").repository("tiny")
+    descriptor = source.resolve("v1")
+    busy, most = set[int](), [0]
+    here.before_answer = lambda client: (busy.add(client), most.append(len(busy)))  # type: ignore[assignment]
+    here.after_answer = busy.discard
+
+    result = copy(source, target, descriptor, tag="v1", jobs=3)
+
+    assert 2 <= max(most) <= 3
+    assert (result.bytes_copied, result.bytes_resumed) == (sum(blob.size for blob in manifest.blobs), 0)
+    ranges = [one for one in here.requests if "range" in one.headers]
+    assert len(ranges) == 5

@@ -1,4 +1,4 @@
-"""What a rule may want beside a signature: attestations with content, licences, mirrors, identities, and who revoked."""
+"""What a rule may want beside a plain signature: attestations with content, licences, mirrors, identities."""
 
 import json
 from dataclasses import replace
@@ -300,22 +300,25 @@ def test_an_identity_counts_as_a_signer(repository, subject, sigstore, keyless_p
 def test_an_identity_is_compared_whole_and_in_its_case(repository, subject, sigstore, keyless_policy, pattern):
     sign_keyless(sigstore, repository, subject)
 
-    with pytest.raises(InvalidSignatureError, match="by another identity"):
+    with pytest.raises(InvalidSignatureError) as caught:
         check(repository, subject, keyless_policy(ci=pattern))
+    assert any("by another identity" in reason for _, reason in caught.value.rejections)
 
 
 def test_the_same_subject_by_another_issuer_is_somebody_else(repository, subject, sigstore, keyless_policy):
     sign_keyless(sigstore, repository, subject, issuer="https://token.evil.example.com")
 
-    with pytest.raises(InvalidSignatureError, match="by another identity"):
+    with pytest.raises(InvalidSignatureError) as caught:
         check(repository, subject, keyless_policy(ci=RELEASE))
+    assert any("by another identity" in reason for _, reason in caught.value.rejections)
 
 
 def test_a_subject_that_passes_for_a_glob_fits_nothing(repository, subject, sigstore, keyless_policy):
     sign_keyless(sigstore, repository, subject, "**@example.com")
 
-    with pytest.raises(InvalidSignatureError, match="by another identity"):
+    with pytest.raises(InvalidSignatureError) as caught:
         check(repository, subject, keyless_policy(ci="boss@example.com"))
+    assert any("by another identity" in reason for _, reason in caught.value.rejections)
 
 
 def test_a_key_and_an_identity_are_two_signers(repository, subject, sigstore, keyless_policy):

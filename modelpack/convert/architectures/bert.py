@@ -189,6 +189,11 @@ def _activation(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_string(f"{writer.arch}.hidden_activation", str(config.values["hidden_activation"])[:100])
 
 
+def _one_epsilon(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """llama.cpp reads it under the name that ModernBERT's config.json has beside transformers' own."""
+    return {"layer_norm_eps": values.get("norm_eps", 1e-5), **values}
+
+
 MODERN_BERT = replace(
     BERT,
     gguf_name="modern-bert",
@@ -233,5 +238,6 @@ MODERN_BERT = replace(
         "classifier_pooling": "cls",
         "vocab_size": 50368,
     },
+    configure=_one_epsilon,
     before_vocabulary=tuple(fixed(f"add_{kind}_token", True) for kind in ("bos", "eos", "sep")),
 )

@@ -14,6 +14,7 @@ from modelpack.convert.hyperparameters import (
     embedding_length,
     feed_forward_length,
     file_type,
+    fixed,
     head_count,
     head_count_kv,
     head_lengths,
@@ -50,14 +51,6 @@ def _no_space_prefix(writer: gguf.GGUFWriter, _config: Config) -> None:
         writer.add_add_space_prefix(False)
 
 
-def _gating_tokens(writer: gguf.GGUFWriter, _config: Config) -> None:
-    """CodeGemma's, which Gemma's vocabulary reserves."""
-    for field, token in (("prefix", 67), ("suffix", 69), ("middle", 68)):
-        writer.add_uint32(f"tokenizer.ggml.{field}_token_id", token)
-    writer.add_uint32("tokenizer.ggml.fsep_token_id", 70)
-    writer.add_eot_token_id(107)
-
-
 GEMMA = Architecture(
     gguf_name="gemma",
     hf_names=("GemmaForCausalLM",),
@@ -72,7 +65,7 @@ GEMMA = Architecture(
         "vocab_size": 256000,
     },
     operations=_ONE_ADDED,
-    special_tokens=(_gating_tokens, _no_space_prefix),
+    special_tokens=(fixed("eot_token_id", 107), _no_space_prefix),
 )
 
 _FOUR_NORMS = {

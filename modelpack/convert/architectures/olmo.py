@@ -9,7 +9,7 @@ from modelpack.convert.architectures.decoder import (
     HEAD_NORMS,
     as_many_keys_as_heads,
 )
-from modelpack.convert.hyperparameters import COMMON, fixed, number
+from modelpack.convert.hyperparameters import COMMON, expert_weights_are_normed, fixed, number
 from modelpack.convert.tensor import interleave_halves
 from modelpack.convert.tokenizer import byte_level_bpe
 
@@ -49,7 +49,7 @@ OLMOE = Architecture(
     hf_names=("OlmoeForCausalLM",),
     tensors={**ATTENTION, **HEAD_NORMS, **EXPERTS},
     vocabularies=(byte_level_bpe,),
-    hyperparameters=(*COMMON, fixed("layer_norm_rms_eps", 1e-5)),
+    hyperparameters=(*COMMON, fixed("layer_norm_rms_eps", 1e-5), expert_weights_are_normed(False)),
     defaults={
         **_DEFAULTS,
         "max_position_embeddings": 4096,

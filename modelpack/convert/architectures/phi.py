@@ -146,7 +146,6 @@ PHI3 = Architecture(
     },
     vocabularies=(sentencepiece, sentencepiece_json, byte_level_bpe),
     hyperparameters=(
-        _long_attention,
         context_length,
         _original_context,
         embedding_length,
@@ -159,6 +158,7 @@ PHI3 = Architecture(
         rope_base,
         file_type,
         _sliding_window,
+        _long_attention,
     ),
     defaults={
         "max_position_embeddings": 4096,

@@ -8,7 +8,13 @@ from dataclasses import replace
 
 from modelpack.convert.architectures.architecture import Architecture, Parts
 from modelpack.convert.architectures.decoder import DECODER, EXPERTS, HEAD_NORMS
-from modelpack.convert.hyperparameters import COMMON, count, expert_feed_forward_length, pooling
+from modelpack.convert.hyperparameters import (
+    COMMON,
+    count,
+    expert_feed_forward_length,
+    expert_weights_are_normed,
+    pooling,
+)
 from modelpack.convert.tensor import half
 from modelpack.convert.tokenizer import byte_level_bpe, sentencepiece
 
@@ -66,6 +72,7 @@ QWEN2_MOE = Architecture(
         *COMMON,
         expert_feed_forward_length,
         count("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        expert_weights_are_normed(False),
     ),
     optional=("output", *_MIXED_FEED_FORWARD),
     defaults={
@@ -83,6 +90,7 @@ QWEN3_MOE = replace(
     gguf_name="qwen3moe",
     hf_names=("Qwen3MoeForCausalLM",),
     tensors={**DECODER, **HEAD_NORMS, **EXPERTS, **_FUSED_EXPERTS},
+    hyperparameters=(*COMMON, expert_feed_forward_length, expert_weights_are_normed(True)),
     defaults={
         **QWEN2.defaults,
         "num_key_value_heads": 4,

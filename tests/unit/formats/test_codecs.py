@@ -62,7 +62,7 @@ def test_the_cncf_schema_refuses_what_strict_readers_refuse():
 
 
 def test_layers_are_raw_files_with_flat_names_in_both_annotations():
-    for codec in CODECS:
+    for codec in (codec_named("cncf"), codec_named("docker")):
         for layer in codec.encode(MODEL).manifest.layers:
             name = layer.annotations["org.cncf.model.filepath"]
             assert layer.annotations["org.opencontainers.image.title"] == name
@@ -79,11 +79,13 @@ def test_what_a_codec_writes_it_reads(codec):
     assert codec_for(encoded.manifest) is codec
     decoded = codec.decode(encoded.manifest, encoded.config)
 
-    assert decoded.weights == MODEL.weights
+    assert [file.digest for file in decoded.weights] == [file.digest for file in MODEL.weights]
     assert decoded.quantization == "Q4_K_M"
     assert decoded.architecture == "llama"
-    assert decoded.context_length == 2048
-    assert decoded.created == MODEL.created
+    if codec.name != "ollama":  # which keeps no names, no time and no context
+        assert decoded.weights == MODEL.weights
+        assert decoded.context_length == 2048
+        assert decoded.created == MODEL.created
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
@@ -103,14 +105,6 @@ def test_a_layer_cannot_name_a_file_outside_its_folder(codec, name):
 def test_two_files_that_differ_in_case_alone_are_refused():
     with pytest.raises(InvalidContentError, match="two files of one name"):
         Model("m", (LICENSE, ModelFile("license", FileKind.DOC, Digest.of(b"x"), 1)), MODEL.created)
-
-
-def test_packed_weights_are_a_clear_no():
-    encoded = codec_named("cncf").encode(MODEL)
-    packed = Descriptor("application/vnd.cncf.model.weight.v1.tar+gzip", WEIGHTS.digest, 1)
-
-    with pytest.raises(InvalidContentError, match="only raw layers"):
-        codec_named("cncf").decode(image_manifest(config=encoded.manifest.config, layers=[packed]), encoded.config)
 
 
 def test_an_artifact_that_is_no_model_is_a_clear_no():

@@ -1,0 +1,80 @@
+"""build with gates and importance matrices, compare, and converter, as a person types them."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.llama
+
+
+def test_a_variant_of_few_bits_is_built_with_a_matrix_and_measured(modelpack, tiny_checkpoint):
+    result = modelpack(
+        "build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "IQ2_M", "--imatrix-from", "builtin",
+        "--gate", "IQ2_M:max_kld=2", "--tensor-type", "ffn_down=Q6_K", "--json",
+    )  # fmt: skip
+
+    assert result.code == 0, result.stderr
+    variant = result.json("build")["variants"][0]
+    assert 0 < variant["quality"]["mean_kld"] < 2
+    shown = modelpack("inspect", "tiny:v1", "--json").json("inspect")["annotations"]
+    assert shown["dev.modelpack.imatrix"] == variant["imatrix"]
+    assert float(shown["dev.modelpack.quality.mean-kld"]) == pytest.approx(variant["quality"]["mean_kld"], rel=0.01)
+    assert shown["dev.modelpack.file-type"] == "IQ2_M"
+    assert shown["dev.modelpack.architecture"] == "llama"
+    assert shown["dev.modelpack.intermediate"] == "BF16"
+    assert "Q6_K:2" in shown["dev.modelpack.tensor-types"].split(",")
+
+
+def test_a_variant_that_lost_too_much_is_not_tagged(modelpack, tiny_checkpoint):
+    result = modelpack(
+        "build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "Q8_0", "--quant", "Q2_K",
+        "--gate", "Q8_0:max_kld=0.1", "--gate", "Q2_K:min_top1=0.999",
+    )  # fmt: skip
+
+    assert result.code == 7, result.stderr
+    assert "Q2_K lost too much: it agrees on" in result.stderr
+    assert modelpack("list", "--json").json("list")["models"] == []
+
+
+def test_few_bits_without_a_matrix_and_gates_that_mean_nothing_are_refused_at_once(modelpack, tiny_checkpoint):
+    few = modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "IQ1_S")
+    assert few.code == 1
+    assert "IQ1_S needs an importance matrix" in few.stderr
+    odd = modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "Q8_0", "--gate", "quality=high")
+    assert odd.code == 2
+    unknown = modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "Q8_0", "--output-tensor-type", "Q9")
+    assert unknown.code == 2
+    missing = modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "Q8_0", "--imatrix", "none.gguf")
+    assert missing.code == 3
+
+
+def test_stored_models_are_compared_and_gated(modelpack, tiny_checkpoint):
+    assert modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "BF16", "--quant", "Q4_K_M").code == 0
+
+    result = modelpack("compare", "tiny:v1", "tiny:v1-q4_k_m", "--context", "128", "--threads", "1", "--json")
+    document = result.json("compare")
+    assert document["context"] == 128
+    assert 0 < document["mean_kld"] < 0.2
+    assert document["same_top"] > 0.9
+
+    failed = modelpack("compare", "tiny:v1", "tiny:v1-q4_k_m", "--threads", "1", "--gate", "max_kld=0.0001")
+    assert failed.code == 7, failed.stderr
+    assert modelpack("compare", "tiny:v1", "none:v1").code == 3
+
+
+def test_a_converter_that_is_not_installed_is_told_and_asked_for(modelpack, tiny_checkpoint, tmp_path):
+    status = modelpack("converter", "status", "--json").json("converter")
+    assert status["installed"] is False
+    assert status["release"] is None
+
+    checkpoint = tmp_path / "rare"
+    checkpoint.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (checkpoint / path.name).write_bytes(path.read_bytes())
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["MptForCausalLM"]}))
+    result = modelpack("build", checkpoint, "-t", "rare:v1")
+    assert result.code == 1
+    assert "MptForCausalLM" in result.stderr
+    assert "LlamaForCausalLM" in result.stderr
+    assert "modelpack converter install" in result.stderr

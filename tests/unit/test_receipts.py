@@ -1,0 +1,190 @@
+"""What run and serve ask first: whether what was promised at the pull still holds."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fakes.artifacts import put_cncf_model
+
+from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
+from modelpack.oci.reference import Reference
+from modelpack.policy import Policy
+from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, write_receipt
+from modelpack.rollback import remember, require_no_rollback
+from modelpack.signing.keys import PrivateKey
+from modelpack.signing.signature import sign
+from modelpack.store import Store
+from modelpack.trust import Verdict, check_trust
+
+A, B = PrivateKey.generate(), PrivateKey.generate()
+V1 = Reference.parse("registry.example.com/team/tiny:v1")
+COPY = Reference.parse("mine:v1")
+NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def policy(tmp_path):
+    def make(rules: dict[str, str], rest: str = "", **statuses: str) -> Policy:
+        text = f"version = 1\n{rest}\n"
+        for name, key in (("a", A), ("b", B)):
+            (tmp_path / f"{name}.pub").write_bytes(key.public.pem)
+            text += f'[keys.{name}]\npath = "{name}.pub"\nstatus = "{statuses.get(name, "active")}"\n'
+        for match, signer in rules.items():
+            text += f'[[rule]]\nmatch = "{match}"\nsigners = ["{signer}"]\n'
+        (tmp_path / "policy.toml").write_text(text)
+        return Policy.load(tmp_path / "policy.toml")
+
+    return make
+
+
+def put(store, reference=V1, weights=b"GGUF"):
+    put_cncf_model(store, str(reference), weights)
+    return store.repository(reference.name).resolve(reference.selector)
+
+
+def pulled(store, policy, *, key=A, reference=V1, is_locked=False):
+    """What pull leaves behind."""
+    subject = put(store, reference)
+    sign(store.repository(reference.name), reference, subject, key, signed_at=NOW)
+    verdict = check_trust(store.repository(reference.name), reference, subject, policy, now=NOW, is_locked=is_locked)
+    write_receipt(store, subject, Receipt(reference, verdict, is_locked))
+    remember(store, reference, verdict)
+    return subject
+
+
+def test_a_local_name_keeps_the_promise_under_which_it_was_pulled(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+    store.tag(V1, COPY)
+
+    # A changed policy, so that the receipt alone is not enough.
+    assert require_trusted(store, COPY, subject, policy({V1.name: "a", "x/**": "b"}), now=NOW).reference == V1
+    with pytest.raises(InvalidSignatureError):
+        require_trusted(store, COPY, subject, policy({V1.name: "b", "mine": "a"}), now=NOW)
+
+
+def test_the_promise_outlives_the_name_that_was_pulled(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+    store.tag(V1, COPY)
+    store.remove(V1)
+
+    assert require_trusted(store, COPY, subject, policy({V1.name: "a", "x/**": "b"}), now=NOW).verdict.is_verified
+    with pytest.raises(InvalidSignatureError):
+        require_trusted(store, COPY, subject, policy({V1.name: "b"}), now=NOW)
+
+
+def test_one_artifact_under_two_pulled_names_has_two_promises(store, policy):
+    other = Reference.parse("registry.example.com/lax/tiny:v1")
+    rules = {V1.name: "a", other.name: "b"}
+    pulled(store, policy(rules))
+    subject = pulled(store, policy(rules), key=B, reference=other)
+
+    revoked = policy(rules, a="revoked")
+    assert require_trusted(store, other, subject, revoked, now=NOW).reference == other
+    with pytest.raises(PolicyRefusedError, match="revoked"):
+        require_trusted(store, V1, subject, revoked, now=NOW)
+
+
+def test_a_receipt_older_than_the_policy_means_verify_again(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+
+    with pytest.raises(PolicyRefusedError, match="revoked"):
+        require_trusted(store, V1, subject, policy({V1.name: "a"}, a="revoked"), now=NOW)
+    renewed = policy({"registry.example.com/**": "a"})
+    require_trusted(store, V1, subject, renewed, now=NOW)
+    assert read_receipt(store, subject).verdict.policy == renewed.digest
+
+
+def test_what_is_locked_keeps_its_retired_key(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}, a="retired"), is_locked=True)
+
+    changed = policy({V1.name: "a", "x/**": "b"}, a="retired")
+    assert require_trusted(store, V1, subject, changed, now=NOW).is_locked
+    with pytest.raises(PolicyRefusedError, match="revoked"):
+        require_trusted(store, V1, subject, policy({V1.name: "a"}, a="revoked"), now=NOW)
+
+
+def test_what_somebody_let_in_unverified_does_not_run_under_a_locked_policy(store, policy):
+    subject = put(store)
+    write_receipt(store, subject, Receipt(V1, Verdict.skipped(V1, subject, now=NOW)))
+
+    assert require_trusted(store, V1, subject, policy({V1.name: "a"}), now=NOW).is_skipped
+    with pytest.raises(UnsignedError):
+        require_trusted(store, V1, subject, policy({V1.name: "a"}, "locked = true"), now=NOW)
+
+
+def test_what_has_no_receipt_is_verified_and_gets_one(store, policy):
+    subject = put(store)
+    with pytest.raises(UnsignedError):
+        require_trusted(store, V1, subject, policy({V1.name: "a"}), now=NOW)
+    sign(store.repository(V1.name), V1, subject, A, signed_at=NOW)
+
+    require_trusted(store, V1, subject, policy({V1.name: "a"}), now=NOW)
+
+    assert read_receipt(store, subject).verdict.is_verified
+
+
+def test_the_models_that_a_key_signed_are_found(store, policy):
+    pulled(store, policy({V1.name: "a"}))
+    put(store, Reference.parse("registry.example.com/team/other:v1"), b"GGUF other")
+
+    assert [one.reference for one in signed_by(store, A.public)] == [V1]
+    assert signed_by(store, B.public) == []
+
+
+# The rollback guard
+
+
+def verdict_of(content: bytes, signed_at: datetime | None, reference: Reference = V1) -> Verdict:
+    from modelpack.oci.digest import Digest
+    from modelpack.trust import Signer
+
+    signers = (Signer("a", A.public.id),)
+    return Verdict(str(reference), Digest.of(content), "r", None, NOW, signers=signers, signed_at=signed_at)
+
+
+HOUR = timedelta(hours=1)
+
+
+def test_what_is_older_than_what_was_verified_before_is_refused(store):
+    require_no_rollback(store, V1, verdict_of(b"first", NOW - 2 * HOUR))
+    remember(store, V1, verdict_of(b"second", NOW - HOUR))
+
+    with pytest.raises(PolicyRefusedError) as caught:
+        require_no_rollback(store, V1, verdict_of(b"first", NOW - 2 * HOUR))
+    for part in ("2026-11-22T08:00:00Z", "2026-11-22T09:00:00Z", "verified as this tag before"):
+        assert part in str(caught.value)
+    with pytest.raises(PolicyRefusedError, match="does not say when"):
+        require_no_rollback(store, V1, verdict_of(b"first", None))
+    require_no_rollback(store, V1, verdict_of(b"third", NOW - HOUR))
+    require_no_rollback(store, V1.with_tag("v0"), verdict_of(b"first", NOW - 2 * HOUR))
+
+
+def test_the_same_artifact_with_its_newer_signatures_left_out_is_no_rollback_and_hides_nothing(store):
+    remember(store, V1, verdict_of(b"second", NOW - HOUR))
+
+    again = verdict_of(b"second", NOW - 3 * HOUR)
+    require_no_rollback(store, V1, again)
+    remember(store, V1, again)
+
+    with pytest.raises(PolicyRefusedError):
+        require_no_rollback(store, V1, verdict_of(b"first", NOW - 2 * HOUR))
+
+
+def test_a_signature_from_the_future_locks_nobody_out(store):
+    remember(store, V1, verdict_of(b"second", NOW + 24 * HOUR))
+
+    require_no_rollback(store, V1, verdict_of(b"third", NOW + HOUR))
+
+
+def test_the_memory_outlives_the_model_and_the_process(store, tmp_path):
+    put(store)
+    remember(store, V1, verdict_of(b"second", NOW))
+    store.remove(V1)
+
+    with pytest.raises(PolicyRefusedError):
+        require_no_rollback(Store.open(Path(tmp_path / "store")), V1, verdict_of(b"first", NOW - HOUR))
