@@ -38,7 +38,7 @@ def create(app: App, reference: str, sources: tuple[str, ...], remote: bool, pla
     """Make an index of variants, each SRC a model of the store or, with --remote, of the registry that REF names.
 
     An index has a tag of its own, since most tools cannot pull one: name it REF:index, not REF:v1. What lies in another
-    repository is copied beside it, signatures included.
+    repository of the store is copied beside it, signatures included; in a registry, modelpack copy brings it there.
 
     \b
     modelpack index create team/model:index team/model:v1-q4_k_m team/model:v1-q8_0
@@ -51,7 +51,11 @@ def create(app: App, reference: str, sources: tuple[str, ...], remote: bool, pla
     target: Target = _place(app, wanted, remote=remote, plain_http=plain_http, push=True)
     entries = []
     for text in dict.fromkeys(sources):
-        source, descriptor, tag = _find(app, Reference.parse(text), remote=remote, plain_http=plain_http)
+        named = Reference.parse(text)
+        if remote and named.name != wanted.name:
+            # Between repositories of registries copy moves things, which asks the policy first.
+            raise InvalidInputError(f"{named} is not in {wanted.name}: modelpack copy it there first")
+        source, descriptor, tag = _find(app, named, remote=remote, plain_http=plain_http)
         entries.append(_entry(source, descriptor, tag))
         _bring(source, target, descriptor, jobs=jobs, app=app)
     if len({entry.digest for entry in entries}) != len(entries):

@@ -297,7 +297,7 @@ def prune(app: App, dry_run: bool, older_than: str | None) -> None:
         "broken": list(gone.broken),
     }
     for name in gone.broken:
-        app.progress.warn(f"{name} cannot be read, so no blob is pruned: modelpack rm it, or pull it again")
+        app.progress.warn(f"{name} cannot be read, so no blob is pruned: modelpack fsck --repair, or pull it again")
     verb = "would free" if dry_run else "freed"
     text = f"{verb} {human_size(gone.freed)}: {len(gone.blobs)} blobs, {len(gone.partials)} interrupted transfers"
     app.answer(document, text)

@@ -35,6 +35,8 @@ class Comparison:
 
     perplexity: float
     base_perplexity: float
+    """As llama-perplexity has it: tokens more than 16 nats below the best one count as 16, so it flatters a base model
+    that is far from the text."""
     mean_kld: float
     """Kullback-Leibler divergence from the base model, in nats; 0 for equal predictions."""
     p99_kld: float

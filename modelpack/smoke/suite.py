@@ -59,7 +59,7 @@ def load(path: Path) -> Suite:
         raise InvalidInputError(f"the smoke suite {path} is larger than 1 MiB")
     try:
         document = tomllib.loads(body.decode("utf-8"))
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; and too many brackets
         raise InvalidInputError(f"the smoke suite {path} is not TOML: {error}") from error
     return parse(document, name=str(path))
 

@@ -326,7 +326,8 @@ class Store:
     def hold(self, digest: Digest) -> int | None:
         """Keep a blob from being pruned while this process works with it. Returns its size, None when it is missing."""
         with self.locked(shared=True):
-            self._lease.hold(digest)
+            with self._unless_read_only():
+                self._lease.hold(digest)
             return self.blobs.size(digest)
 
     def release(self, digests: Iterable[Digest]) -> None:

@@ -74,9 +74,7 @@ def plan_upstream(
     wants its code to be run unless ``trust_code``.
     """
     if not environment.is_installed:
-        raise UnknownArchitectureError(
-            f"{architecture} is left to llama.cpp's own converter, which is not installed"
-        )
+        raise UnknownArchitectureError(f"{architecture} is left to llama.cpp's own converter, which is not installed")
     code = tuple(sorted(path.name for path in directory.glob("*.py"))) if asks_for_code else ()
     if asks_for_code and not trust_code:
         raise UnsupportedError(

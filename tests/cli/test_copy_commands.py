@@ -222,6 +222,9 @@ def test_an_index_lists_variants_with_what_tells_them_apart(modelpack, store, tm
             "index", "create", f"{address}/mine:again", f"{address}/mine@{one.digest}", "--remote", "--json"
         )
         assert again.code == 0, again.stderr
+        foreign = modelpack("index", "create", f"{address}/other:index", f"{address}/mine:index", "--remote")
+        assert foreign.code == 2
+        assert "modelpack copy it there first" in foreign.stderr
         assert len(modelpack("index", "show", f"{address}/mine:index", "--remote").stdout.splitlines()) == 3
     assert modelpack("index", "show", "mine:v1-q8_0").code == 1
 

@@ -169,7 +169,8 @@ SYNTHETIC = {
         "BF16",
         _SPM,
         {
-            "original_max_position_embeddings": 128,
+            "original_max_position_embeddings": 256,
+            "max_position_embeddings": 512,
             "rope_scaling": {
                 "type": "longrope",
                 "long_factor": [1.0 + 0.5 * place for place in range(8)],
@@ -521,9 +522,35 @@ _CHARSMAP = (
 )
 CHARSMAP = base64.b64encode(zlib.decompress(base64.b64decode(_CHARSMAP))).decode()
 
-_WORDS = (
-    "the ing and of to in is it for on with as at by this that from model token llama who what are you 1 2 3".split()
-)
+_WORDS = [
+    "the",
+    "ing",
+    "and",
+    "of",
+    "to",
+    "in",
+    "is",
+    "it",
+    "for",
+    "on",
+    "with",
+    "as",
+    "at",
+    "by",
+    "this",
+    "that",
+    "from",
+    "model",
+    "token",
+    "llama",
+    "who",
+    "what",
+    "are",
+    "you",
+    "1",
+    "2",
+    "3",
+]
 
 
 def _write_wordpiece(directory: Path) -> None:

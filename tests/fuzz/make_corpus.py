@@ -3,9 +3,11 @@
 ``python tests/fuzz/make_corpus.py``; what a fuzzer found is added beside them by hand, named after what it broke.
 """
 
+import io
 import json
 import struct
 import sys
+import tarfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -95,6 +97,42 @@ PBES2 = bytes.fromhex(
     "0800300c06082a864886f70d02090500301d060960864801650304012a0410ff1d3d2a48b7bfe4b1b4d8c1ee8a2f9b0440"
 ) + bytes(64)
 
+# Deeper than Python recurses.
+NESTED = b"a = " + b"[" * 3000
+LOCK = b"""version = 1
+[[artifact]]
+reference = "registry.example.com/team/model:v1"
+digest = "sha256:%s"
+size = 1234
+signers = []
+verified_at = "2026-01-01T00:00:00Z"
+""" % (b"ab" * 32)
+
+
+def tar(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+LAYOUT_INDEX = compact(
+    {
+        "schemaVersion": 2,
+        "manifests": [
+            {
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": D,
+                "size": 9,
+                "annotations": {"org.opencontainers.image.ref.name": "registry.example.com/team/model:v1"},
+            }
+        ],
+    }
+)
+
 CORPUS: dict[str, dict[str, bytes]] = {
     "reference": {
         "full": b"registry.example.com:5000/team/model:v1@" + D.encode(),
@@ -105,6 +143,20 @@ CORPUS: dict[str, dict[str, bytes]] = {
         "ipv6": b"[::1]:5000/a/b",
     },
     "manifest": {"image": CNCF, "index": INDEX, "cosign": vector("cosign2-sign-legacy-a/manifests/*")},
+    "layout_index": {"one": LAYOUT_INDEX, "none": b'{"schemaVersion":2,"manifests":[]}'},
+    "archive": {
+        "oci": tar(
+            **{
+                "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+                "index.json": LAYOUT_INDEX,
+                "blobs/sha256/" + "ab" * 32: b"x",
+            }
+        ),
+        "long-names": tar(
+            **{"x" * 200: b"", "oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": LAYOUT_INDEX}
+        ),
+    },
+    "lock_file": {"one": LOCK, "nested": NESTED},
     "model": {
         "cncf": CNCF + b"\0" + CNCF_CONFIG,
         "docker": CNCF.replace(b"vnd.cncf.model.config.v1", b"vnd.docker.ai.model.config.v0.1")
@@ -123,7 +175,7 @@ CORPUS: dict[str, dict[str, bytes]] = {
         )
     },
     "simple_signature": {"cosign2": vector("cosign2-sign-legacy-a/blobs/*", containing=b"docker-manifest-digest")},
-    "policy": {"full": POLICY},
+    "policy": {"full": POLICY, "nested": NESTED},
     "gguf": {
         "empty": gguf({}),
         "text": gguf({"general.architecture": text_value("llama")}),
@@ -155,7 +207,7 @@ CORPUS: dict[str, dict[str, bytes]] = {
         "card": b"---\nlicense: apache-2.0\nbase_model:\n- org/base\ntags: [a, b]\n---\n# Card\n",
         "anchors": b"---\na: &a [x]\nb: *a\nc: {<<: {d: e}}\n---\n",
     },
-    "smoke_suite": {"capital": (DATA / "tiny-llama" / "smoke.toml").read_bytes()},
+    "smoke_suite": {"capital": (DATA / "tiny-llama" / "smoke.toml").read_bytes(), "nested": NESTED},
     "chat_template": {
         "chatml": b"{% for m in messages %}{{ '<|im_start|>' + m['role'] }}\n{{ m.content | trim }}{% endfor %}",
         "generation": b"{%- if x is defined %}{% generation %}{{ x }}{% endgeneration %}{% endif -%}",

@@ -5,16 +5,17 @@ holds a property that must be true of whatever was accepted.
 """
 
 import tempfile
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 from modelpack import template
+from modelpack.archive import Archive
 from modelpack.convert.model_card import parse_model_card
 from modelpack.convert.safetensors import read_tensors
-from modelpack.errors import InvalidContentError, ModelpackError
+from modelpack.errors import ModelpackError
 from modelpack.formats import CODECS
 from modelpack.gguf_header import read_header
+from modelpack.lockfile import Lock
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Manifest
 from modelpack.oci.reference import Reference, parse_location
@@ -24,6 +25,7 @@ from modelpack.registry.refusal import Refusal
 from modelpack.signing import envelope, kdf, pkcs11, simple_signing
 from modelpack.signing.keys import PrivateKey, PublicKey, is_encrypted, is_private
 from modelpack.smoke import suite
+from modelpack.store.index import Index
 
 Target = Callable[[bytes], None]
 
@@ -73,6 +75,22 @@ def manifest(data: bytes) -> None:
     assert not (parsed.layers and parsed.manifests)
     if parsed.subject:
         assert parsed.subject.size >= 0
+
+
+@target
+def layout_index(data: bytes) -> None:
+    parsed = Index.parse(data, Path("index.json"))
+    assert Index.parse(parsed.encode(), Path("index.json")) == parsed
+
+
+@target
+def archive(data: bytes) -> None:
+    Archive.open(_file(data, "fuzzed.tar"))
+
+
+@target
+def lock_file(data: bytes) -> None:
+    assert all(Lock.load(_file(data, "modelpack.lock")).entries)
 
 
 @target
@@ -157,11 +175,7 @@ def model_card(data: bytes) -> None:
 
 @target
 def smoke_suite(data: bytes) -> None:
-    try:
-        document = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise InvalidContentError(str(error)) from error
-    assert suite.parse(document).cases
+    assert suite.load(_file(data, "smoke.toml")).cases
 
 
 @target

@@ -153,7 +153,10 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_pull_loses_nothing(
     assert lines[5:] == []
 
 
-def test_a_store_that_cannot_be_written_to_can_be_used(author: Path, environment: dict[str, str]) -> None:
+def test_a_store_that_cannot_be_written_to_can_be_used(
+    author: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = tmp_path / "url"
     process = run_in_mount(
         f"""
         mount --bind {author} {author}
@@ -168,6 +171,10 @@ def test_a_store_that_cannot_be_written_to_can_be_used(author: Path, environment
         modelpack tag tiny:v1 other:v1 || echo "tag: $?"
         modelpack rm tiny:v1 || echo "rm: $?"
         modelpack prune
+        modelpack registry serve --port 0 > {url} & server=$!
+        while [ ! -s {url} ]; do sleep 0.1; done
+        modelpack pull $(sed s,http://,, {url})/tiny:v1 --insecure-skip-verify --store {url}-store
+        kill $server
         """,
         environment,
     )

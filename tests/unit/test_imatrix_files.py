@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpack.errors import InvalidContentError, InvalidGGUFError, NotFoundError
+from modelpack.gguf_header import read_header
 from modelpack.imatrix import Entry, ImportanceMatrix, as_metadata
 
 DATA = Path(__file__).parent.parent / "data" / "quantize"
@@ -91,7 +92,8 @@ def test_a_hostile_gguf_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidContentError, match="lacks sums or counts"):
         ImportanceMatrix.load(tmp_path / "odd.gguf")
 
-    (tmp_path / "nan.gguf").write_bytes(good[:-4] + struct.pack("<f", float("inf")))
+    data = read_header(DATA / "imatrix.gguf").data_offset
+    (tmp_path / "nan.gguf").write_bytes(good[:data] + struct.pack("<f", float("inf")) + good[data + 4 :])
     with pytest.raises(InvalidContentError, match="no sums of squares"):
         ImportanceMatrix.load(tmp_path / "nan.gguf")
 

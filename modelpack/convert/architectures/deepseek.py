@@ -15,7 +15,6 @@ from modelpack.convert.hyperparameters import (
     COMMON,
     count,
     expert_feed_forward_length,
-    file_type,
     fixed,
     head_count_kv,
     head_lengths,

@@ -43,9 +43,7 @@ QWEN3 = replace(
 
 # Some layers may have no experts; transformers 5 saves those of the others fused.
 _MIXED_FEED_FORWARD = tuple(
-    f"blk.{{block}}.ffn_{name}"
-    for name in ("gate", "up", "down", "gate_inp", "gate_exps", "up_exps", "down_exps")
-    + ("gate_inp_shexp", "gate_shexp", "up_shexp", "down_shexp")
+    f"blk.{{block}}.ffn_{name}{kind}" for kind in ("", "_exps", "_shexp") for name in ("gate", "up", "down", "gate_inp")
 )
 _FUSED_EXPERTS: Mapping[str, str | Parts] = {
     "model.layers.{block}.mlp.experts.gate_up_proj": (

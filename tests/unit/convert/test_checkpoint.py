@@ -11,10 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpack.convert import Checkpoint
+from modelpack.convert import Checkpoint, plan_conversion
 from modelpack.convert.model_card import parse_model_card
 from modelpack.convert.safetensors import read_tensors
-from modelpack.errors import InvalidCheckpointError, ModelpackError, NotFoundError, UnsupportedError
+from modelpack.errors import (
+    InvalidCheckpointError,
+    ModelpackError,
+    NotFoundError,
+    UnknownArchitectureError,
+    UnsupportedError,
+)
 
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
 
@@ -72,19 +78,51 @@ def test_pickled_weights_are_refused(tiny: Path) -> None:
         Checkpoint.open(tiny)
 
 
+def test_quantized_weights_are_refused(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+
+    with pytest.raises(UnsupportedError, match="quantized already"):
+        Checkpoint.open(tiny)
+
+
+def test_code_of_a_checkpoints_own_is_never_run(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    config |= {"auto_map": {"AutoModel": "modeling_evil.Evil"}}
+    (tiny / "modeling_evil.py").write_text("raise SystemExit")
+    (tiny / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint.open(tiny)
+
+    assert checkpoint.asks_for_code
+    assert plan_conversion(checkpoint).tensor_count == 20  # known without it
+    (tiny / "config.json").write_text(json.dumps(config | {"architectures": ["EvilForCausalLM"]}))
+    with pytest.raises(UnknownArchitectureError, match=r"'EvilForCausalLM'.*code of its own, which is never run"):
+        plan_conversion(Checkpoint.open(tiny))
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("settings", "expected"),
     [
-        ({"auto_map": {"AutoModel": "modeling_evil.Evil"}}, "code of its own"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+        ({"pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
-def test_custom_code_and_quantized_weights_are_refused(tiny: Path, changes: dict, reason: str) -> None:
-    config = json.loads((tiny / "config.json").read_text())
-    (tiny / "config.json").write_text(json.dumps(config | changes))
+def test_pooling_is_read_from_where_sentence_transformers_keeps_it(tiny: Path, settings: dict, expected: str) -> None:
+    assert Checkpoint.open(tiny).pooling is None
+    modules = [{"path": "", "type": "models.Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}]
+    (tiny / "modules.json").write_text(json.dumps(modules))
+    (tiny / "1_Pooling").mkdir()
+    (tiny / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    assert Checkpoint.open(tiny).pooling == expected
 
-    with pytest.raises(UnsupportedError, match=reason):
-        Checkpoint.open(tiny)
+    (tiny / "1_Pooling" / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="pools in a way"):
+        _ = Checkpoint.open(tiny).pooling
+    (tiny / "modules.json").write_text(json.dumps([{"path": "../x", "type": "models.Pooling"}]))
+    with pytest.raises(InvalidCheckpointError, match="not one of its own"):
+        _ = Checkpoint.open(tiny).pooling
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from fakes.checkpoints import write_checkpoint
 from gguf import TokenType
 
-from modelpack.convert import Checkpoint, plan_conversion
+from modelpack.convert import Checkpoint, plan_conversion, protobuf
 from modelpack.convert.special_tokens import read_special_tokens
 from modelpack.convert.tokenizer import byte_level_bpe, sentencepiece, sentencepiece_json
+from modelpack.convert.unigram import unigram
 from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
@@ -125,6 +128,9 @@ def test_a_known_way_to_split_text_is_recognised_by_its_rule(tmp_path: Path) -> 
         return vocabulary.pre
 
     assert pre(r"\p{N}") == "qwen2"
+    assert pre(r"\p{N}{1,3}") == "dbrx"
+    document = json.loads((directory / "tokenizer.json").read_text())
+    change(directory / "tokenizer.json", model={**document["model"], "ignore_merges": True})
     assert pre(r"\p{N}{1,3}") == "llama-bpe"
     with pytest.raises(UnsupportedError, match="splits text"):
         pre(r"\p{N}{1,7}")
@@ -214,6 +220,68 @@ def test_the_chat_template_comes_from_the_settings_a_file_or_several(tiny: Path)
     assert read() == "from json"
     (tiny / "chat_template.jinja").write_text("from jinja")
     assert read() == "from jinja"
+    (tiny / "additional_chat_templates").mkdir()
+    (tiny / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    assert read() == [
+        {"name": "default", "template": "from jinja"},
+        {"name": "tool_use", "template": "with tools"},
+    ]
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}, {"name": 3}]
     change(tiny / "tokenizer_config.json", chat_template=named)
     assert read() == named[:2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}], "smollm"),
+        ([{"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated"}, {"type": "ByteLevel"}], "smollm"),
+        ([{"type": "ByteLevel", "add_prefix_space": True}], None),
+        ([{"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated"}, {"type": "ByteLevel"}], None),
+        (
+            [{"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "MergedWithNext"}, {"type": "ByteLevel"}],
+            None,
+        ),
+    ],
+)
+def test_a_way_to_split_text_is_known_by_all_its_steps(
+    tmp_path: Path, steps: list[dict[str, object]], expected: str | None
+) -> None:
+    directory = write_checkpoint("qwen2-0.5b", tmp_path)
+    full = [{"invert": False, "add_prefix_space": False, "trim_offsets": False, **step} for step in steps]
+    change(directory / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": full})
+
+    if expected is None:
+        with pytest.raises(UnsupportedError, match="splits text"):
+            byte_level_bpe(Checkpoint.open(directory), 520)
+    else:
+        vocabulary = byte_level_bpe(Checkpoint.open(directory), 520)
+        assert vocabulary is not None
+        assert vocabulary.pre == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"vocab": []}, "no proper vocabulary"),
+        ({"vocab": [["a"]]}, "no text and score for token 0"),
+        ({"vocab": [["a", 1e40]]}, "no proper score"),
+        ({"vocab": [["\ud800", 0.0]]}, "not Unicode|cannot|not JSON|not UTF-8"),
+    ],
+)
+def test_a_broken_unigram_vocabulary_is_refused(tmp_path: Path, model: dict[str, object], reason: str) -> None:
+    directory = write_checkpoint("xlm-roberta", tmp_path)
+    document = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(document | {"model": {"type": "Unigram", **model}}))
+
+    with pytest.raises(InvalidCheckpointError, match=reason):
+        unigram(Checkpoint.open(directory), None)
+
+
+@given(st.binary(max_size=64))
+def test_protocol_buffers_from_strangers_are_read_or_refused(message: bytes) -> None:
+    try:
+        fields = protobuf.parse(message)
+    except ValueError:
+        return
+    assert len(fields) <= len(message)

@@ -1,0 +1,82 @@
+"""The gate after a conversion: llama.cpp must tokenize as the checkpoint does."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+from fakes.checkpoints import write_checkpoint
+
+from modelpack.convert import Checkpoint, parity, plan_conversion, run_conversion
+from modelpack.engine.tokenize import tokenize
+from modelpack.errors import ConversionError, WorkerCrashedError
+
+TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
+
+
+def converted(directory: Path, path: Path) -> Path:
+    run_conversion(plan_conversion(Checkpoint.open(directory)), path)
+    return path
+
+
+def test_there_are_about_three_hundred_texts_in_many_scripts() -> None:
+    texts = [text for text, _ in parity.expected(Checkpoint.open(TINY))]
+
+    assert len(texts) == len(set(texts)) >= 300
+    for first in ("A", "\u0410", "\u05d0", "\u0627", "\u0905", "\u0e01", "\u1200", "\u4e00", "\uac00"):
+        assert any(ord(first) <= ord(character) < ord(first) + 80 for text in texts for character in text), first
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("name", ["llama-bpe", "gemma", "bert", "roberta", "xlm-roberta", "t5-encoder"])
+def test_every_kind_of_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, name: str) -> None:
+    directory = write_checkpoint(name, tmp_path / "checkpoint")
+    wanted = parity.expected(Checkpoint.open(directory))
+    actual = tokenize(converted(directory, tmp_path / "out.gguf"), [text for text, _ in wanted])
+
+    parity.check(wanted, actual)
+    assert len(wanted) >= 300
+    assert len({token for ids in actual for token in ids}) > 50
+
+
+@pytest.mark.llama
+def test_a_tokenizer_that_ships_as_json_alone_is_the_same_in_llama_cpp(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    (directory / "tokenizer.model").unlink()
+    wanted = parity.expected(Checkpoint.open(directory))
+
+    parity.check(wanted, tokenize(converted(directory, tmp_path / "out.gguf"), [text for text, _ in wanted]))
+
+
+@pytest.mark.llama
+def test_a_wrong_vocabulary_is_an_error_that_shows_the_first_few(tmp_path: Path) -> None:
+    wanted = parity.expected(Checkpoint.open(TINY))
+    path = converted(TINY, tmp_path / "out.gguf")
+    key = b"tokenizer.ggml.add_space_prefix" + struct.pack("<I", 7)
+    content = path.read_bytes()
+    assert key + b"\0" in content
+    path.write_bytes(content.replace(key + b"\0", key + b"\1"))
+
+    with pytest.raises(ConversionError, match=r"\d+ of 3\d\d texts .*'Hello world' becomes \["):
+        parity.check(wanted, tokenize(path, [text for text, _ in wanted]))
+
+
+@pytest.mark.llama
+def test_a_file_that_llama_cpp_does_not_load_is_a_crash_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(60))
+
+    with pytest.raises(WorkerCrashedError, match=r"cannot tokenize with .*bad\.gguf: .+"):
+        tokenize(tmp_path / "bad.gguf", ["a"])
+
+
+def test_the_shown_ids_are_both_sides_of_the_difference() -> None:
+    with pytest.raises(ConversionError, match=r"1 of 2 texts .*'b' becomes \[3\], not \[2\]"):
+        parity.check([("a", [1]), ("b", [2])], [[1], [3]])
+
+
+def test_a_wordpiece_checkpoint_is_not_asked_what_llama_cpps_wordpiece_cannot(tmp_path: Path) -> None:
+    texts = json.dumps([text for text, _ in parity.expected(Checkpoint.open(write_checkpoint("bert", tmp_path)))])
+
+    assert "\\ud55c" not in texts
+    assert "\\u4e2d" in texts
