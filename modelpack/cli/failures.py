@@ -71,7 +71,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     ),
     (e.WorkerError, 1, "--context N gives a longer conversation room; modelpack inspect shows what the model is"),
     (e.StoreLockedError, 1, "wait for the other modelpack command to end"),
-    (e.RegistryRefusedError, 1, ""),
+    (e.RegistryRefusedError, 1, "modelpack doctor registry HOST shows what the registry takes"),
 )
 
 
