@@ -13,11 +13,12 @@ from typing import Any
 
 from modelpack import schemas
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidInputError, MalformedReferenceError, NotFoundError, PolicyRefusedError
+from modelpack.errors import InvalidInputError, MalformedReferenceError, PolicyRefusedError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.signing.candidate import parse_rfc3339, rfc3339
+from modelpack.small_file import read_small_file
 from modelpack.trust import Verdict
 
 DEFAULT_LOCK = Path("modelpack.lock")
@@ -73,15 +74,7 @@ class Lock:
     @classmethod
     def load(cls, path: Path) -> "Lock":
         """Raises NotFoundError without the file, InvalidInputError for one that ``save`` did not write."""
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_LOCK_SIZE + 1)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"there is no lock file {path}") from error
-        except OSError as error:
-            raise InvalidInputError(f"{path} cannot be read: {error.strerror}") from error
-        if len(raw) > MAX_LOCK_SIZE:
-            raise InvalidInputError(f"{path} is longer than {MAX_LOCK_SIZE} bytes")
+        raw = read_small_file(path, limit=MAX_LOCK_SIZE)
         try:
             document = tomllib.loads(raw.decode("utf-8"))
         except (ValueError, RecursionError) as error:

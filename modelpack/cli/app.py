@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,19 +86,3 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
         return made
 
     return decorate
-
-
-def read_file(path: Path, *, limit: int) -> bytes:
-    """A small file that a flag names. Raises NotFoundError, InvalidInputError."""
-    from modelpack.errors import InvalidInputError, NotFoundError
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {path}") from error
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise InvalidInputError(f"{path} is larger than {limit} bytes")
-    return content

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.places import MAX_KEY_SIZE, load_policy
 from modelpack.errors import InvalidContentError, InvalidInputError
 from modelpack.oci.reference import FileReference, HubReference, Reference, parse_location
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.evidence.tree import Attachment, Tree
@@ -58,7 +59,9 @@ def attest(
     wanted = Reference.parse(reference)
     uri = predicate_type(kind)
     try:
-        said = strict_json.parse_object(read_file(predicate, limit=attestation.MAX_PREDICATE_SIZE), what=str(predicate))
+        said = strict_json.parse_object(
+            read_small_file(predicate, limit=attestation.MAX_PREDICATE_SIZE), what=str(predicate)
+        )
     except InvalidContentError as error:
         raise InvalidInputError(str(error)) from error
     check_predicate(uri, said)
@@ -93,7 +96,7 @@ def known_signers(app: App, keys: tuple[Path, ...]) -> "dict[str, PublicKey]":
     from modelpack.signing.keys import PublicKey
 
     if keys:
-        return {str(path): PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys}
+        return {str(path): PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE)) for path in keys}
     policy = load_policy(app)
     return {name: one.key for name, one in policy.keys.items() if one.status != "revoked"} if policy else {}
 

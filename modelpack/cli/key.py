@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.places import MAX_KEY_SIZE
 from modelpack.errors import InvalidKeyError, NotFoundError
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.signing.keys import PrivateKey
@@ -118,7 +119,7 @@ def _open_token(app: App, uri: str, password_file: Path | None) -> "PrivateKey":
 
 def _known_password(app: App, file: Path | None) -> bytes | None:
     if file:
-        return read_file(file, limit=4096).rstrip(b"\r\n")
+        return read_small_file(file, limit=4096).rstrip(b"\r\n")
     environment = app.settings.environment
     return next(
         (environment[name].encode("utf-8", "surrogateescape") for name in _PASSWORDS if name in environment), None
@@ -134,7 +135,7 @@ def _read_key(app: App, place: str) -> tuple[bytes, int | None]:
             raise NotFoundError(f"there is no key in the environment variable {name}")
         return pem, None
     path = Path(place)
-    pem = read_file(path, limit=MAX_KEY_SIZE)
+    pem = read_small_file(path, limit=MAX_KEY_SIZE)
     return pem, stat.S_IMODE(path.stat().st_mode)
 
 

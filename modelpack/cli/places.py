@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelpack.cli.app import App, read_file
+from modelpack.cli.app import App
 from modelpack.cli.settings import Settings
 from modelpack.errors import InvalidInputError, PolicyRefusedError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.policy import Policy
@@ -131,7 +132,7 @@ def load_policy(
             SYSTEM_POLICY,
             settings.config_directory / "policy.toml",
             named=named,
-            keys=[PublicKey.load(read_file(path, limit=MAX_KEY_SIZE)) for path in keys],
+            keys=[PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE)) for path in keys],
             overridden_by=[what for what, is_said in said.items() if is_said],
         )
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.transfers import Stopwatch, jobs_option, limit_rate_option
 from modelpack.errors import InvalidInputError, UnsupportedError
 from modelpack.oci.reference import Reference
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.formats import Model
@@ -299,7 +300,7 @@ _MAX_PASSWORD = 4096
 
 def _read_password(path: Path) -> str:
     try:
-        return read_file(path, limit=_MAX_PASSWORD).decode("utf-8").rstrip("\r\n")
+        return read_small_file(path, limit=_MAX_PASSWORD).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not UTF-8 text") from error
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.terminal import printable
 from modelpack.errors import InvalidInputError, ModelpackError
 from modelpack.oci.reference import Reference
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.engine.worker import ChatAnswer, Worker
@@ -206,7 +207,7 @@ def serve(
     from modelpack.server.app import ServerOptions
     from modelpack.server.app import serve as serve_models
 
-    key = read_file(api_key_file, limit=4096).decode().strip() if api_key_file else None
+    key = read_small_file(api_key_file, limit=4096).decode().strip() if api_key_file else None
     key = key or app.settings.environment.get("MODELPACK_API_KEY") or None
     options = ServerOptions(
         host=host,

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.key import ask_password, load_private_key
 from modelpack.cli.places import MAX_KEY_SIZE, editable_policy, load_policy, open_remote, policy_path
 from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.oci.reference import Reference
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.oci.manifest import Descriptor
@@ -152,7 +153,7 @@ def _sign_keyless(
 ) -> None:
     from modelpack.signing.keyless import KeylessSigner, ambient_token
 
-    config = read_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
+    config = read_small_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
     signer = KeylessSigner(ambient_token(), config)
     app.progress.warn(signer.disclosure)
     signed = signer.sign(target, wanted, descriptor, signed_at=signed_at, annotations=annotations, expires=expires)
@@ -227,7 +228,7 @@ def trust_add(app: App, name: str, public_key: Path, match: str) -> None:
     from modelpack.policy import add_key_rule
     from modelpack.signing.keys import PublicKey
 
-    pem = read_file(public_key, limit=MAX_KEY_SIZE)
+    pem = read_small_file(public_key, limit=MAX_KEY_SIZE)
     path = editable_policy(app.settings)
     add_key_rule(path, name, pem, match)
     identity = PublicKey.load(pem).id

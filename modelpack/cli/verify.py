@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from modelpack.cli import failures
-from modelpack.cli.app import App, command, read_file
+from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
 from modelpack.errors import NotFoundError
 from modelpack.oci.reference import Reference
+from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.oci.manifest import Descriptor
@@ -160,7 +161,7 @@ def _attest(
 
     if report.smoke is None:
         raise AssertionError("nothing was tested")
-    asked = Digest.of(read_file(smoke_file, limit=_MAX_SUITE_SIZE)) if smoke_file else digest_of(default_suite())
+    asked = Digest.of(read_small_file(smoke_file, limit=_MAX_SUITE_SIZE)) if smoke_file else digest_of(default_suite())
     predicate = smoke_result(
         report.smoke,
         Toolchain.installed(),
@@ -214,7 +215,7 @@ def _answer_trust(
     from modelpack.trust import check_trust
     from modelpack.verify import VerifyReport
 
-    carried = [read_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
+    carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
     verdict = check_trust(with_bundles(source, descriptor, carried), reference, descriptor, rules, now=now)
     _answer(app, VerifyReport(reference, descriptor, verdict))
 

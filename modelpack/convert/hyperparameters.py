@@ -81,6 +81,11 @@ def rotated_length(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_dimension_count(int(config.rotated_share * (config.width // config.heads)))
 
 
+def parallel_residual(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Whether attention and feed-forward read the same input."""
+    writer.add_parallel_residual(config.flag("use_parallel_residual"))
+
+
 def no_rope_scaling(writer: gguf.GGUFWriter, _config: Config) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
 

@@ -1,7 +1,7 @@
 """Whether llama.cpp tokenizes as the checkpoint does: the texts to try, what they must become, and the comparison.
 
 llama.cpp implements every tokenizer anew, and a wrong name for a splitting rule, a missing score or one space too
-many makes a model that loads and talks nonsense. Asking llama.cpp is left to the caller (``modelpack.engine.tokenize``).
+many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``modelpack.engine.tokenize``.
 """
 
 import json

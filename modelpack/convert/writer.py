@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import gguf
+import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from modelpack.atomic_file import sync_directory
 from modelpack.convert.tensor import Tensor, encode
-from modelpack.errors import ConversionError, InsufficientDiskError
+from modelpack.errors import ConversionError, InsufficientDiskError, InvalidCheckpointError
 from modelpack.progress import SILENT, Progress
 
 ALIGNMENT = 32
@@ -80,18 +81,20 @@ def write_file(
     header: bytes,
     tensors: Sequence[PlannedTensor],
     *,
+    deep: bool = False,
     forget: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
 ) -> None:
     """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
 
-    Holds a few MiB of weights at a time; ``forget`` is called between pieces. Raises InsufficientDiskError.
+    Holds a few MiB of weights at a time; ``forget`` is called between pieces. Raises InsufficientDiskError, and with
+    ``deep`` InvalidCheckpointError for weights that are not finite.
     """
     with _replacing(path) as file, progress.step("convert", total=data_size(tensors)) as step:
         file.write(header)
         for planned in tensors:
             written = 0
-            for rows in _pieces(planned):
+            for rows in _pieces(planned, deep=deep):
                 file.write(rows)
                 written += len(rows)
                 step.advance(len(rows))
@@ -103,12 +106,15 @@ def write_file(
             step.advance(padding)
 
 
-def _pieces(planned: PlannedTensor) -> Iterator[bytes]:
+def _pieces(planned: PlannedTensor, *, deep: bool) -> Iterator[bytes]:
     tensor = planned.tensor
     count = max(1, CHUNK_SIZE // (4 * tensor.row_length))
     for start in range(0, tensor.rows, count):
         rows = tensor.read(start, min(start + count, tensor.rows))
-        yield encode(rows, tensor.dtype, planned.type).tobytes()
+        encoded = encode(rows, tensor.dtype, planned.type)
+        if deep and not np.isfinite(encode(encoded, planned.type, "F32")).all():
+            raise InvalidCheckpointError(f"tensor {planned.name} holds a NaN, or what {planned.type} cannot hold")
+        yield encoded.tobytes()
 
 
 @contextlib.contextmanager

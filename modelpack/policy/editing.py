@@ -16,8 +16,9 @@ from modelpack.policy import glob, text
 from modelpack.policy.policy import MAX_POLICY_SIZE, Policy
 from modelpack.policy.rules import Rule
 from modelpack.policy.signers import TrustedKey, TrustedSigner, count_distinct
-from modelpack.policy.table import NAME, read_bounded
+from modelpack.policy.table import NAME
 from modelpack.signing.keys import MAX_KEY_SIZE, PublicKey
+from modelpack.small_file import read_small_file
 from modelpack.store import locks
 
 
@@ -145,7 +146,7 @@ def _editing(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> str:
     try:
-        return read_bounded(path, MAX_POLICY_SIZE).decode("utf-8")
+        return read_small_file(path, limit=MAX_POLICY_SIZE, error=MalformedPolicyError).decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedPolicyError(f"{path}: not TOML: {error}") from error
 
@@ -176,6 +177,6 @@ def _holds(path: Path, key: PublicKey) -> bool:
     """Whether the file is there and holds this key. Raises InvalidInputError where it holds something else."""
     if not path.exists():
         return False
-    if PublicKey.load(read_bounded(path, MAX_KEY_SIZE)) != key:
+    if PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE, error=MalformedPolicyError)) != key:
         raise InvalidInputError(f"{path} holds another key already")
     return True

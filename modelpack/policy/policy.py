@@ -17,8 +17,9 @@ from modelpack.oci.reference import Reference
 from modelpack.policy import glob
 from modelpack.policy.rules import Rule
 from modelpack.policy.signers import Identity, TrustedKey, TrustedSigner
-from modelpack.policy.table import Table, read_bounded
+from modelpack.policy.table import Table
 from modelpack.signing.keys import PublicKey
+from modelpack.small_file import read_small_file
 
 MAX_POLICY_SIZE = 1 << 20
 MAX_ROOT_SIZE = 4 << 20
@@ -50,7 +51,7 @@ class Policy:
 
         Raises NotFoundError without the file, MalformedPolicyError (what, and where in it) for everything else.
         """
-        return cls.parse(read_bounded(path, MAX_POLICY_SIZE), path)
+        return cls.parse(read_small_file(path, limit=MAX_POLICY_SIZE, error=MalformedPolicyError), path)
 
     @classmethod
     def of_keys(cls, keys: Iterable[PublicKey]) -> "Policy":
@@ -129,7 +130,7 @@ def _trusted_root(table: Table, directory: Path) -> bytes | None:
     if name is None:
         return None
     try:
-        return read_bounded(directory / name, MAX_ROOT_SIZE)
+        return read_small_file(directory / name, limit=MAX_ROOT_SIZE, error=MalformedPolicyError)
     except (NotFoundError, MalformedPolicyError) as error:
         raise MalformedPolicyError(f"{table.where}: {error}") from error
 

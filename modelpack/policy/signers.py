@@ -8,9 +8,10 @@ from typing import Literal, get_args
 
 from modelpack.errors import InvalidKeyError, MalformedPolicyError, NotFoundError
 from modelpack.policy import glob
-from modelpack.policy.table import Table, read_bounded
+from modelpack.policy.table import Table
 from modelpack.signing.candidate import rfc3339
 from modelpack.signing.keys import MAX_KEY_SIZE, PublicKey
+from modelpack.small_file import read_small_file
 
 Status = Literal["active", "retired", "revoked"]
 
@@ -35,7 +36,7 @@ class TrustedKey:
         not_after = table.time("not_after")
         table.done()
         try:
-            key = PublicKey.load(read_bounded(path, MAX_KEY_SIZE))
+            key = PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE, error=MalformedPolicyError))
         except (InvalidKeyError, NotFoundError, MalformedPolicyError) as error:
             raise MalformedPolicyError(f"{table.where}: {path}: {error}") from error
         if pin is not None and pin != key.id:

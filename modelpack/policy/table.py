@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from modelpack.errors import MalformedPolicyError, NotFoundError
+from modelpack.errors import MalformedPolicyError
 
 T = TypeVar("T")
 
@@ -77,17 +76,3 @@ class Table:
     def done(self) -> None:
         for name in self.content:
             self.refuse(f"unknown field {name!r:.80}")
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Raises NotFoundError, and MalformedPolicyError for what cannot be read or is longer than ``limit`` bytes."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {path}") from error
-    except OSError as error:
-        raise MalformedPolicyError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > limit:
-        raise MalformedPolicyError(f"{path} is longer than {limit} bytes")
-    return content

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from modelpack.errors import InvalidInputError, NotFoundError
+from modelpack.errors import InvalidInputError
 from modelpack.schemas import violations
+from modelpack.small_file import read_small_file
 
 _MAX_BYTES = 1 << 20
 _DURATION = re.compile(r"([0-9]{1,6})(s|m)?")
@@ -48,15 +49,7 @@ class Suite:
 
 def load(path: Path) -> Suite:
     """Read a suite (``schemas/suite.json`` describes it). Raises NotFoundError and InvalidInputError."""
-    try:
-        with path.open("rb") as file:
-            body = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no smoke suite at {path}") from error
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the smoke suite {path}: {error.strerror}") from error
-    if len(body) > _MAX_BYTES:
-        raise InvalidInputError(f"the smoke suite {path} is larger than 1 MiB")
+    body = read_small_file(path, limit=_MAX_BYTES)
     try:
         document = tomllib.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; and too many brackets

@@ -171,10 +171,11 @@ def test_a_store_that_cannot_be_written_to_can_be_used(
         modelpack tag tiny:v1 other:v1 || echo "tag: $?"
         modelpack rm tiny:v1 || echo "rm: $?"
         modelpack prune
-        modelpack registry serve --port 0 > {url} & server=$!
+        "{sys.executable}" -m modelpack registry serve --port 0 > {url} & server=$!
         while [ ! -s {url} ]; do sleep 0.1; done
         modelpack pull $(sed s,http://,, {url})/tiny:v1 --insecure-skip-verify --store {url}-store
         kill $server
+        wait $server
         """,
         environment,
     )

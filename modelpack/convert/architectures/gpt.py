@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import gguf
-
 from modelpack.convert.architectures.architecture import Architecture
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import (
@@ -17,6 +15,7 @@ from modelpack.convert.hyperparameters import (
     four_times_the_width,
     head_count,
     norm_epsilon,
+    parallel_residual,
     rotated_length,
 )
 from modelpack.convert.tensor import Tensor, separate_groups, transposed
@@ -79,10 +78,6 @@ GPT_BIGCODE = replace(
 )
 
 
-def _parallel_residual(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_parallel_residual(config.flag("use_parallel_residual"))
-
-
 def _separate(tensor: Tensor, config: Config) -> Tensor:
     """Each head's query, key and value rows lie together."""
     return separate_groups(tensor, config.heads, (1, 1, 1))
@@ -110,7 +105,7 @@ GPT_NEOX = Architecture(
         feed_forward_length,
         rotated_length,
         head_count,
-        _parallel_residual,
+        parallel_residual,
         norm_epsilon,
         file_type,
     ),

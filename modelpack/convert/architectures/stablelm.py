@@ -1,10 +1,7 @@
 """StableLM. Where it has norms in its heads, each head has one of its own; llama.cpp wants them as one matrix."""
 
-import gguf
-
 from modelpack.convert.architectures.architecture import Architecture
 from modelpack.convert.architectures.decoder import DECODER, as_many_keys_as_heads
-from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import (
     block_count,
     context_length,
@@ -14,14 +11,10 @@ from modelpack.convert.hyperparameters import (
     head_count,
     head_count_kv,
     norm_epsilon,
+    parallel_residual,
     rotated_length,
 )
 from modelpack.convert.tokenizer import byte_level_bpe
-
-
-def _parallel_residual(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_parallel_residual(config.flag("use_parallel_residual"))
-
 
 STABLELM = Architecture(
     gguf_name="stablelm",
@@ -40,7 +33,7 @@ STABLELM = Architecture(
         rotated_length,
         head_count,
         head_count_kv,
-        _parallel_residual,
+        parallel_residual,
         norm_epsilon,
         file_type,
     ),

@@ -231,3 +231,45 @@ def test_families_known_by_their_vocabularys_size_get_their_special_tokens(
     write_weights(tiny, weights)
 
     assert plan_conversion(Checkpoint.open(tiny)).metadata[key] == value
+
+
+@pytest.mark.parametrize(("value", "file_type"), [(np.nan, "BF16"), (np.inf, "F32"), (1e6, "F16")])
+def test_a_deep_look_finds_what_is_no_number(tiny: Path, tmp_path: Path, value: float, file_type: str) -> None:
+    weights = {}
+    for name, stored in Checkpoint.open(tiny).tensors.items():
+        weights[name] = ("F32", np.ones(stored.shape, "<f4"))
+    weights["model.layers.1.mlp.up_proj.weight"][1][200, 7] = value
+    write_weights(tiny, weights)
+    plan = plan_conversion(Checkpoint.open(tiny), file_type=file_type)
+    run_conversion(plan, tmp_path / "shallow.gguf")
+
+    with pytest.raises(InvalidCheckpointError, match=r"blk\.1\.ffn_up\.weight holds a NaN"):
+        run_conversion(plan, tmp_path / "out.gguf", deep=True)
+    assert not (tmp_path / "out.gguf").exists()
+    run_conversion(plan_conversion(Checkpoint.open(TINY)), tmp_path / "out.gguf", deep=True)
+
+
+def test_experts_that_are_missing_or_differ_are_refused(tmp_path: Path) -> None:
+    directory = write_checkpoint("qwen3-moe", tmp_path / "checkpoint")
+    weights = {}
+    for name, stored in Checkpoint.open(directory).tensors.items():
+        weights[name] = (stored.dtype, np.zeros(stored.shape, "<u2"))
+    for path in directory.glob("model*"):
+        path.unlink()
+    expert = "model.layers.1.mlp.experts.3.up_proj.weight"
+
+    write_weights(directory, {name: value for name, value in weights.items() if name != expert})
+    with pytest.raises(InvalidCheckpointError, match=r"no tensor for number 3 of blk\.1\.ffn_up_exps\.weight"):
+        plan_conversion(Checkpoint.open(directory))
+
+    write_weights(directory, {**weights, expert: ("BF16", np.zeros((32, 32), "<u2"))})
+    with pytest.raises(InvalidCheckpointError, match="differ in shape or type"):
+        plan_conversion(Checkpoint.open(directory))
+
+    write_weights(directory, weights)
+    change_config(directory, num_experts=13)
+    with pytest.raises(InvalidCheckpointError, match=r"has 12 experts, not 13"):
+        plan_conversion(Checkpoint.open(directory))
+    change_config(directory, num_experts=12, norm_topk_prob=False)
+    with pytest.raises(UnsupportedError, match="norm_topk_prob"):
+        plan_conversion(Checkpoint.open(directory))

@@ -266,13 +266,15 @@ def test_a_way_to_split_text_is_known_by_all_its_steps(
         ({"vocab": []}, "no proper vocabulary"),
         ({"vocab": [["a"]]}, "no text and score for token 0"),
         ({"vocab": [["a", 1e40]]}, "no proper score"),
-        ({"vocab": [["\ud800", 0.0]]}, "not Unicode|cannot|not JSON|not UTF-8"),
+        ({"vocab": [["\ud800", 0.0]]}, "not Unicode"),
     ],
 )
 def test_a_broken_unigram_vocabulary_is_refused(tmp_path: Path, model: dict[str, object], reason: str) -> None:
     directory = write_checkpoint("xlm-roberta", tmp_path)
     document = json.loads((directory / "tokenizer.json").read_text())
-    (directory / "tokenizer.json").write_text(json.dumps(document | {"model": {"type": "Unigram", **model}}))
+    (directory / "tokenizer.json").write_text(
+        json.dumps(document | {"added_tokens": [], "model": {"type": "Unigram", **model}})
+    )
 
     with pytest.raises(InvalidCheckpointError, match=reason):
         unigram(Checkpoint.open(directory), None)
