@@ -115,8 +115,8 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
 def run_conversion(plan: ConversionPlan, path: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
     """Write the GGUF file of a plan to ``path``, whole or not at all. The same plan gives the same bytes.
 
-    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is an InvalidCheckpointError.
-    Raises InsufficientDiskError, ConversionError.
+    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused.
+    Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
     write_file(path, plan.header, plan.tensors, deep=deep, forget=plan.shards.forget, progress=progress)
 

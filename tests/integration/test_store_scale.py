@@ -172,7 +172,7 @@ def test_a_store_that_cannot_be_written_to_can_be_used(
         modelpack rm tiny:v1 || echo "rm: $?"
         modelpack prune
         "{sys.executable}" -m modelpack registry serve --port 0 > {url} & server=$!
-        while [ ! -s {url} ]; do sleep 0.1; done
+        while [ ! -s {url} ]; do kill -0 $server; sleep 0.1; done
         modelpack pull $(sed s,http://,, {url})/tiny:v1 --insecure-skip-verify --store {url}-store
         kill $server
         wait $server

@@ -44,9 +44,9 @@ class Architecture:
     ``tensors`` maps checkpoint names to GGUF names, both without ``.weight`` and ``.bias``, a block's number written
     ``{block}`` and an expert's ``{expert}``; tensors that differ by the latter alone are stacked. A name with its
     ending counts before one without. None leaves a tensor out, ``Parts`` makes several of one. ``operations`` are found
-    by the GGUF name and apply to weight and bias alike. ``defaults`` are what the model's class in transformers fills in where
-    config.json is silent. ``optional`` GGUF names are not in every block or model. ``extra_tensors`` come first in the
-    file.
+    by the GGUF name and apply to weight and bias alike. ``defaults`` are what the model's class in transformers fills
+    in where config.json is silent. ``optional`` GGUF names are not in every block or model. ``extra_tensors`` come
+    first in the file.
     """
 
     gguf_name: str

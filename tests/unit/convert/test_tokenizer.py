@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from fakes.checkpoints import write_checkpoint
 from gguf import TokenType
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelpack.convert import Checkpoint, plan_conversion, protobuf
 from modelpack.convert.special_tokens import read_special_tokens
