@@ -20,6 +20,7 @@ EXIT_CODES: dict[int, str] = {
     130: "interrupted; what was transferred is kept",
 }
 
+UNTRUSTED = 6
 CHECK_FAILED = 7
 WORKER_FAILED = 9
 BUG = 70

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from modelpack.cli import failures
 from modelpack.cli.app import App, command
 from modelpack.cli.durations import parse_duration
 from modelpack.cli.progress import human_size
@@ -304,7 +305,6 @@ def prune(app: App, dry_run: bool, older_than: str | None) -> None:
 
 
 # As for every other content that is not what its digest says (failures.EXIT_CODES).
-_UNTRUSTED = 6
 
 
 @command("fsck")
@@ -342,7 +342,7 @@ def fsck(app: App, wanted: bool, fast: bool) -> None:
     if outcome.remaining and not wanted:
         app.hint("next: modelpack fsck --repair")
     if outcome.remaining:
-        raise click.exceptions.Exit(_UNTRUSTED)
+        raise click.exceptions.Exit(failures.UNTRUSTED)
 
 
 def _finding(finding: "Finding") -> dict[str, object]:

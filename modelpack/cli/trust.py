@@ -1,12 +1,13 @@
 """modelpack keygen, sign and trust."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from modelpack.cli.app import App, command
+from modelpack.cli.durations import parse_duration
 from modelpack.cli.key import ask_password, load_private_key
 from modelpack.cli.places import MAX_KEY_SIZE, editable_policy, load_policy, open_remote, policy_path
 from modelpack.errors import InvalidInputError, NotFoundError
@@ -99,7 +100,7 @@ def sign(
     wanted = Reference.parse(reference)
     pairs = dict(_pair(text) for text in annotations)
     now = datetime.now(UTC)
-    until = now + _duration(expires) if expires else None
+    until = now + parse_duration(expires) if expires else None
     if key is None:
         place = place_to_sign(app, wanted, local=local, plain_http=plain_http)
         _sign_keyless(app, *place, trust_config, signed_at=now, annotations=pairs, expires=until)
@@ -201,13 +202,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise InvalidInputError(f"not KEY=VALUE: {text!r}")
     return key, value
-
-
-def _duration(text: str) -> timedelta:
-    hours = {"h": 1, "d": 24, "w": 7 * 24}.get(text[-1:], 0)
-    if not hours or not text[:-1].isascii() or not text[:-1].isdigit() or not 0 < int(text[:-1]) < 100_000:
-        raise InvalidInputError(f"not a duration: {text!r} (90d, 12h, 4w)")
-    return timedelta(hours=hours * int(text[:-1]))
 
 
 @click.group("trust")
