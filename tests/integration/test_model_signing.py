@@ -3,9 +3,9 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
+from fakes.peers import peer_environment
 
 # 1.1.1 imports pyOpenSSL and does not ask for it.
 PEER = ("model-signing==1.1.1", "pyopenssl")
@@ -13,17 +13,7 @@ PEER = ("model-signing==1.1.1", "pyopenssl")
 
 @pytest.fixture(scope="session")
 def model_signing(request):
-    """The package in an environment of its own, made once and kept in pytest's cache."""
-    home = request.config.cache.mkdir("model-signing-1.1.1")
-    command = home / "bin" / "model_signing"
-    if not (home / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        install = [home / "bin" / "python", "-m", "pip", "install", "-q", *PEER]
-        made = subprocess.run(install, capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"pip cannot install model-signing: {made.stderr.strip()[-200:]}")
-        (home / "ready").touch()
-    return command
+    return peer_environment(request.config, *PEER) / "model_signing"
 
 
 @pytest.fixture

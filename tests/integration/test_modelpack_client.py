@@ -6,11 +6,11 @@ It lives in an environment of its own, kept in pytest's cache directory.
 import json
 import os
 import subprocess
-import venv
 from pathlib import Path
 
 import pytest
 from fakes.artifacts import put_cncf_model
+from fakes.peers import peer_environment
 from fakes.servers import running_registry
 
 from modelpack.formats import codec_for
@@ -27,21 +27,7 @@ WEIGHTS = b"GGUF" + bytes(range(256)) * 9000
 @pytest.fixture(scope="module")
 def peer(request: pytest.FixtureRequest) -> Path:
     """The peer's command."""
-    folder = Path(request.config.cache.mkdir("modelpack-client-0.1.0"))
-    command = folder / "bin" / "modelpack"
-    if not (folder / "installed").exists():
-        venv.create(folder, clear=True, with_pip=True)
-        result = subprocess.run(
-            [folder / "bin" / "python", "-m", "pip", "install", "--quiet", REQUIREMENT],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if result.returncode:
-            pytest.skip(f"pip cannot install {REQUIREMENT}: {result.stderr.strip().splitlines()[-1:]}")
-        (folder / "installed").touch()
-    return command
+    return peer_environment(request.config, REQUIREMENT) / "modelpack"
 
 
 def run(command: Path, home: Path, *arguments: str | Path) -> str:
