@@ -50,9 +50,8 @@ def published_schema(request):
     python = peer_environment(request.config, VALIDATOR) / "python"
 
     def validate(*boms):
-        made = subprocess.run(
-            [python, "-c", VALIDATE], input=json.dumps(boms), capture_output=True, text=True, check=True
-        )
+        asked = json.dumps(boms)
+        made = subprocess.run([python, "-c", VALIDATE], input=asked, capture_output=True, text=True, check=True)
         return json.loads(made.stdout)
 
     return validate
