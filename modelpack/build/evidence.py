@@ -1,0 +1,81 @@
+"""What a build can say about itself: its inputs by their content, provenance and a bill of materials."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelpack.build.plan import BuildPlan
+from modelpack.convert import Checkpoint
+from modelpack.evidence.bom import bill_of_materials
+from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
+from modelpack.evidence.provenance import Builder, BuildFacts, InputFile, provenance
+from modelpack.evidence.toolchain import Toolchain
+from modelpack.oci.digest import Digest
+from modelpack.progress import Progress
+
+if TYPE_CHECKING:
+    from modelpack.build.run import BuiltVariant
+
+# Files beside the weights that conversion may read, by suffix.
+_SMALL_INPUTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+
+
+def evidence_of(
+    plan: BuildPlan, built: "BuiltVariant", builder: Builder, *, started: datetime, finished: datetime
+) -> dict[str, dict[str, Any]]:
+    """What a build can say about what it made, for somebody to sign: predicates by their type."""
+    facts = BuildFacts(
+        name=plan.origin.name,
+        inputs=built.inputs,
+        quantization=built.quantization,
+        format=plan.codec.name,
+        created=plan.origin.created,
+        repository=plan.origin.source_url,
+        commit=plan.origin.revision,
+        intermediate=built.intermediate,
+        fallbacks=built.fallbacks,
+        imatrix=built.imatrix,
+        recipe={name: value for name, value in asdict(plan.options.recipe).items() if value},
+        findings={key: text for key, text in built.model.annotations.items() if key.startswith("dev.modelpack.")},
+    )
+    return {
+        SLSA_PROVENANCE: provenance(facts, Toolchain.installed(), builder, started=started, finished=finished),
+        CYCLONEDX: bill_of_materials(built.model, built.descriptor.digest),
+    }
+
+
+def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Progress) -> tuple[InputFile, ...]:
+    """Every file that the weights and documents may have come from, by its content."""
+    if plan.snapshot:
+        known = {file.path: file.sha256 for file in plan.snapshot.files}
+    elif plan.checkpoint:
+        known = dict.fromkeys(_checkpoint_files(plan.checkpoint))
+    elif plan.gguf:
+        # Packaged as it is, it has been hashed on its way into the store.
+        as_it_is = next((one.file.digest.hex for one in built if one.quantization == plan.gguf_type), None)
+        known = {plan.gguf.name: as_it_is}
+    else:
+        raise AssertionError("a plan without a source")
+    directory = plan.checkpoint.directory if plan.checkpoint else plan.gguf.parent if plan.gguf else Path()
+    return tuple(
+        InputFile(name, Digest.from_hex(known[name] or _sha256(directory / name, progress))) for name in sorted(known)
+    )
+
+
+def _checkpoint_files(checkpoint: Checkpoint) -> set[str]:
+    """The shards, and the small files that conversion and packaging look at."""
+    read = [*checkpoint.tokenizer_files, *(path for path in (checkpoint.license_file, checkpoint.card_file) if path)]
+    read += [path for path in checkpoint.directory.iterdir() if path.suffix in _SMALL_INPUTS and path.is_file()]
+    return {tensor.path.name for tensor in checkpoint.tensors.values()} | {path.name for path in read}
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file, progress.step(f"hash {path.name}", total=path.stat().st_size) as step:
+        while chunk := file.read(4 << 20):
+            hasher.update(chunk)
+            step.advance(len(chunk))
+    return hasher.hexdigest()

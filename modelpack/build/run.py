@@ -1,0 +1,221 @@
+"""Carrying a build out: fetch, convert, check, quantize, describe, store; the tags move last."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modelpack import gguf_header, hub, template
+from modelpack.build.evidence import read_inputs
+from modelpack.build.plan import BuildPlan, Variant
+from modelpack.convert import Checkpoint, parity
+from modelpack.converter import convert, converter_annotations
+from modelpack.engine.comparison import Comparison
+from modelpack.engine.tokenize import tokenize
+from modelpack.errors import CheckFailedError, InsufficientDiskError
+from modelpack.evidence.provenance import InputFile
+from modelpack.formats import FileKind, Model, ModelFile
+from modelpack.formats.facts import with_facts
+from modelpack.formats.licenses import spdx
+from modelpack.gguf_header import GGUFHeader
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest
+from modelpack.oci.reference import Reference
+from modelpack.progress import SILENT, Progress
+from modelpack.signing import oms
+from modelpack.signing.keys import PrivateKey
+from modelpack.store import Store
+from modelpack.weights import Imatrix, Weights, fact_annotations, make_weights, obtain_imatrix
+
+# Harbor shows documents up to this size, and nobody writes larger ones.
+MAX_DOCUMENT_SIZE = 4 << 20
+# What a blob is called before a manifest says it: the codec gives the layer its own media type.
+GGUF_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltVariant:
+    """What a variant became. ``inputs`` are all files that went into the build; ``intermediate`` is what the weights
+    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that, and
+    ``imatrix`` the file of the importance matrix.
+    """
+
+    quantization: str
+    references: tuple[Reference, ...]
+    descriptor: Descriptor
+    file: ModelFile
+    model: Model
+    fallbacks: tuple[str, ...] = ()
+    inputs: tuple[InputFile, ...] = ()
+    intermediate: str | None = None
+    comparison: Comparison | None = None
+    imatrix: Digest | None = None
+
+
+def run_build(
+    plan: BuildPlan,
+    store: Store,
+    *,
+    oms_key: PrivateKey | None = None,
+    work_dir: Path | None = None,
+    token: str | None = None,
+    progress: Progress = SILENT,
+) -> list[BuiltVariant]:
+    """Carry a plan out. Tags move last, all of them together; an interrupted build leaves no tag and no half file.
+
+    With ``oms_key`` each artifact also holds ``model.sig``, which signs its files (OpenSSF Model Signing).
+    Raises ConversionError, WorkerError, InsufficientDiskError, and CheckFailedError for a chat template that is not to
+    be rendered, besides what planning raises.
+    """
+    with ExitStack() as stack:
+        work = _workspace(store, work_dir, stack)
+        _check_space(work, plan)
+        if plan.snapshot:
+            fetched = hub.fetch(plan.snapshot, work / "source", token=token, progress=progress)
+            checkpoint = Checkpoint.open(fetched)
+            conversion = plan.converter.plan(checkpoint, plan.origin.name)
+            plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
+        if plan.conversion:
+            base, base_type = work / "intermediate.gguf", plan.conversion.file_type
+            convert(plan.conversion, base, progress=progress)
+            if plan.checkpoint:
+                _check_tokenizer(plan.checkpoint, base)
+        elif plan.gguf:
+            base, base_type = plan.gguf, plan.gguf_type or ""
+        else:
+            raise AssertionError("a plan without a source")
+        _check_templates(base)
+        imatrix = obtain_imatrix(plan.options, base, work, progress=progress)
+        packed = [
+            _pack_variant(
+                plan,
+                variant,
+                base,
+                base_type,
+                oms_key=oms_key,
+                imatrix=imatrix,
+                work=work,
+                store=store,
+                progress=progress,
+            )
+            for variant in plan.variants
+        ]
+        for manifest, built in packed:
+            for reference in built.references:
+                store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
+        inputs = read_inputs(plan, [built for _, built in packed], progress)
+    return [replace(built, inputs=inputs) for _, built in packed]
+
+
+def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
+    if work_dir is None:
+        return stack.enter_context(store.workspace())
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=work_dir, prefix="modelpack-build-")))
+
+
+def _pack_variant(
+    plan: BuildPlan,
+    variant: Variant,
+    base: Path,
+    base_type: str,
+    *,
+    oms_key: PrivateKey | None,
+    imatrix: Imatrix | None,
+    work: Path,
+    store: Store,
+    progress: Progress,
+) -> tuple[Manifest, BuiltVariant]:
+    """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
+    made, intermediate = Weights(), None
+    if base_type == variant.quantization.name:
+        # The source itself, or the intermediate that later variants are still quantized from.
+        weights, is_ours = base, False
+    else:
+        weights, is_ours, intermediate = work / variant.file_name, True, base_type
+        made = make_weights(
+            base, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
+        )
+    header = gguf_header.read_header(weights)
+    blob = store.import_file(weights, GGUF_TYPE, adopt=is_ours)
+    file = ModelFile(variant.file_name, FileKind.WEIGHT, blob.digest, blob.size)
+    files = (file, *_import_documents(plan.checkpoint, store))
+    if oms_key:
+        signed = oms.sign_files(plan.origin.name, {one.name: one.digest for one in files}, oms_key)
+        blob = store.write_small(signed, GGUF_TYPE)
+        files = (*files, ModelFile(oms.FILE_NAME, FileKind.DOC, blob.digest, blob.size))
+    facts = {**fact_annotations(header), **converter_annotations(plan.conversion), **made.annotations}
+    if intermediate:
+        facts["dev.modelpack.intermediate"] = intermediate
+    model = _describe(plan, variant, header, files, facts)
+    encoded = plan.codec.encode(model)
+    store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
+    # Under its digest already, so that no prune takes the blobs while the next variant is being made.
+    descriptor = store.repository(variant.references[0].name).put_manifest(encoded.manifest)
+    return encoded.manifest, BuiltVariant(
+        variant.quantization.name,
+        variant.references,
+        descriptor,
+        file,
+        model,
+        made.fallbacks,
+        intermediate=intermediate,
+        comparison=made.comparison,
+        imatrix=made.imatrix,
+    )
+
+
+def _check_templates(gguf: Path) -> None:
+    if problems := template.problems(gguf_header.read_header(gguf).metadata):
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CheckFailedError(f"the chat template is not safe to render: {problems[0]}{more}")
+
+
+def _import_documents(checkpoint: Checkpoint | None, store: Store) -> tuple[ModelFile, ...]:
+    """The licence and the card under the names that registries show them by."""
+    if checkpoint is None:
+        return ()
+    documents = []
+    for name, path in (("LICENSE", checkpoint.license_file), ("README.md", checkpoint.card_file)):
+        if path is not None and path.stat().st_size <= MAX_DOCUMENT_SIZE:
+            blob = store.import_file(path, "text/plain")
+            documents.append(ModelFile(name, FileKind.DOC, blob.digest, blob.size))
+    return tuple(documents)
+
+
+def _describe(
+    plan: BuildPlan, variant: Variant, header: GGUFHeader, files: tuple[ModelFile, ...], facts: Mapping[str, str]
+) -> Model:
+    card = plan.checkpoint.card if plan.checkpoint else None
+    license_id = card.license if card else header.metadata.get("general.license")
+    model = Model(
+        name=plan.origin.name,
+        files=files,
+        created=plan.origin.created,
+        quantization=variant.quantization.name,
+        title=header.name or plan.origin.name,
+        source_url=plan.origin.source_url,
+        revision=plan.origin.revision,
+        licenses=(spdx(license_id),) if isinstance(license_id, str) and license_id else (),
+        base_models=card.base_models if card else (),
+        annotations={**template.annotations(header.metadata), **facts},
+    )
+    return with_facts(model, header)
+
+
+def _check_tokenizer(checkpoint: Checkpoint, base: Path) -> None:
+    """Raises ConversionError where llama.cpp tokenizes otherwise than the checkpoint's own tokenizer."""
+    wanted = parity.expected(checkpoint)
+    if wanted:
+        parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
+
+
+def _check_space(directory: Path, plan: BuildPlan) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < plan.peak_disk:
+        raise InsufficientDiskError(
+            f"the build needs about {plan.peak_disk / 2**30:.1f} GiB in {directory}, "
+            f"where {free / 2**30:.1f} GiB are free"
+        )
