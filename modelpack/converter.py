@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
-from modelpack.errors import InvalidInputError, UnknownArchitectureError
+from modelpack.errors import InvalidInputError, UnknownArchitectureError, UnsupportedError
 from modelpack.progress import SILENT, Progress
 from modelpack.upstream import UpstreamEnvironment, UpstreamPlan, plan_upstream, run_upstream
 
@@ -22,6 +22,8 @@ class ConverterChoice:
     environment: UpstreamEnvironment | None = None
     trust_code: bool = False
     """Let upstream's converter run code that the checkpoint brings."""
+    deep: bool = False
+    """Look at every weight, and refuse what is no number; only modelpack's own converter can."""
 
     def plan(self, checkpoint: Checkpoint, name: str) -> AnyPlan:
         """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""
@@ -37,6 +39,8 @@ class ConverterChoice:
             return self._plan_upstream(checkpoint, name)
 
     def _plan_upstream(self, checkpoint: Checkpoint, name: str) -> UpstreamPlan:
+        if self.deep:
+            raise UnsupportedError("a deep look at the weights is what only modelpack's own converter takes")
         if self.environment is None:
             raise InvalidInputError("there is no place to look for llama.cpp's own converter")
         return plan_upstream(
@@ -50,12 +54,15 @@ class ConverterChoice:
         )
 
 
-def convert(plan: AnyPlan, target: Path, *, progress: Progress = SILENT) -> None:
-    """Carry either plan out. Raises ConversionError, and WorkerError for the caged one."""
+def convert(plan: AnyPlan, target: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
+    """Carry either plan out, ``deep`` as it says at ``ConverterChoice``.
+
+    Raises ConversionError, InvalidCheckpointError for what a deep look finds, and WorkerError for the caged converter.
+    """
     if isinstance(plan, UpstreamPlan):
         run_upstream(plan, target, progress=progress)
     else:
-        run_conversion(plan, target, progress=progress)
+        run_conversion(plan, target, deep=deep, progress=progress)
 
 
 def converter_annotations(plan: AnyPlan | None) -> dict[str, str]:

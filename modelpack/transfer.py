@@ -297,7 +297,9 @@ def _in_parallel(
             try:
                 done.put((position, work(items[position])))
             except BaseException as error:
+                # In this order: what the others say when they are cancelled must come after why.
                 done.put((position, error))
+                cancelled.set()
 
     threads = [threading.Thread(target=run, name="modelpack-copy", daemon=True) for _ in range(min(jobs, len(items)))]
     for thread in threads:

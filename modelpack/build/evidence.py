@@ -15,6 +15,7 @@ from modelpack.evidence.provenance import Builder, BuildFacts, InputFile, proven
 from modelpack.evidence.toolchain import Toolchain
 from modelpack.oci.digest import Digest
 from modelpack.progress import Progress
+from modelpack.upstream import UpstreamPlan
 
 if TYPE_CHECKING:
     from modelpack.build.run import BuiltVariant
@@ -53,6 +54,8 @@ def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Prog
         known = {file.path: file.sha256 for file in plan.snapshot.files}
     elif plan.checkpoint:
         known = dict.fromkeys(_checkpoint_files(plan.checkpoint))
+        if isinstance(plan.conversion, UpstreamPlan):
+            known |= dict.fromkeys(plan.conversion.code)
     elif plan.gguf:
         # Packaged as it is, it has been hashed on its way into the store.
         as_it_is = next((one.file.digest.hex for one in built if one.quantization == plan.gguf_type), None)
@@ -68,8 +71,11 @@ def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Prog
 def _checkpoint_files(checkpoint: Checkpoint) -> set[str]:
     """The shards, and the small files that conversion and packaging look at."""
     read = [*checkpoint.tokenizer_files, *(path for path in (checkpoint.license_file, checkpoint.card_file) if path)]
-    read += [path for path in checkpoint.directory.iterdir() if path.suffix in _SMALL_INPUTS and path.is_file()]
-    return {tensor.path.name for tensor in checkpoint.tensors.values()} | {path.name for path in read}
+    # Pooling and further chat templates lie one folder down.
+    below = [path for pattern in ("*", "[!.]*/*") for path in checkpoint.directory.glob(pattern)]
+    read += [path for path in below if path.suffix in _SMALL_INPUTS and path.is_file()]
+    names = {path.relative_to(checkpoint.directory).as_posix() for path in read}
+    return names | {tensor.path.name for tensor in checkpoint.tensors.values()}
 
 
 def _sha256(path: Path, progress: Progress) -> str:

@@ -121,6 +121,8 @@ def plan_build(
         raise NotFoundError(f"there is no checkpoint or GGUF file at {source.path}")
     if source.path.suffix != ".gguf":
         raise UnsupportedError(f"{source.path} is neither a checkpoint directory nor a .gguf file")
+    if converter.deep:
+        raise UnsupportedError(f"a deep look is taken at a checkpoint's weights; {source.path} is a GGUF file")
     header = gguf_header.read_header(source.path)
     variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
     for variant in variants:

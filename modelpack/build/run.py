@@ -79,7 +79,7 @@ def run_build(
             plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
-            convert(plan.conversion, base, progress=progress)
+            convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
             if plan.checkpoint:
                 _check_tokenizer(plan.checkpoint, base)
         elif plan.gguf:

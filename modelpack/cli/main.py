@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "prune": ("store", "prune", "Free what nothing in the store refers to."),
     "fsck": ("store", "fsck", "Check every byte of the store, and repair it."),
     "copy": ("copy", "copy", "Copy an artifact between registries, stores, layouts and archives."),
+    "promote": ("promote", "promote", "Move an approved model on to another repository."),
     "bundle": ("copy", "bundle", "Artifacts in one file, for where no network goes."),
     "tags": ("copy", "tags", "List the tags of a repository."),
     "index": ("index", "index", "List the variants of a model under one tag."),

@@ -36,6 +36,7 @@ _OPTIONS = (
         help="Whose converter: modelpack's own, or llama.cpp's (see modelpack converter).",
     ),
     click.option("--trust-remote-code", is_flag=True, help="Let llama.cpp's converter run code of the checkpoint."),
+    click.option("--deep", is_flag=True, help="Look at every weight of a checkpoint; a NaN or an infinity is refused."),
 )
 
 
@@ -70,7 +71,9 @@ def parse_weights(arguments: dict[str, Any]) -> "WeightsOptions":
 def choose_converter(app: App, arguments: dict[str, Any]) -> "ConverterChoice":
     from modelpack.converter import ConverterChoice
 
-    return ConverterChoice(arguments["converter"], upstream_environment(app), arguments["trust_remote_code"])
+    return ConverterChoice(
+        arguments["converter"], upstream_environment(app), arguments["trust_remote_code"], arguments["deep"]
+    )
 
 
 def upstream_environment(app: App) -> "UpstreamEnvironment":

@@ -1,6 +1,7 @@
 """build with gates and importance matrices, compare, and converter, as a person types them."""
 
 import json
+import shutil
 
 import pytest
 
@@ -78,3 +79,23 @@ def test_a_converter_that_is_not_installed_is_told_and_asked_for(modelpack, tiny
     assert "MptForCausalLM" in result.stderr
     assert "LlamaForCausalLM" in result.stderr
     assert "modelpack converter install" in result.stderr
+
+
+def test_a_deep_build_refuses_a_checkpoint_with_a_weight_that_is_no_number(modelpack, tiny_checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    weights = broken / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2:] = b"\xc0\x7f"  # the last BF16 of the file becomes a NaN
+    weights.write_bytes(content)
+
+    refused = modelpack("build", broken, "-t", "tiny:v1", "--deep")
+    assert refused.code == 1, refused.stderr
+    assert "holds a NaN" in refused.stderr
+    assert modelpack("list", "--json").json("list")["models"] == []
+
+    assert modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--deep").code == 0
+    for arguments in ((tiny_checkpoint, "--converter", "upstream"), (tmp_path / "model.gguf",)):
+        (tmp_path / "model.gguf").touch()
+        elsewhere = modelpack("build", *arguments, "-t", "tiny:v2", "--deep")
+        assert "a deep look" in elsewhere.stderr
