@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from modelpack.errors import InvalidContentError, InvalidSignatureError, NotFoundError, PolicyRefusedError
+from modelpack.errors import (
+    InvalidContentError,
+    InvalidSignatureError,
+    MalformedReferenceError,
+    NotFoundError,
+    PolicyRefusedError,
+)
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
@@ -17,14 +23,19 @@ from modelpack.trust import Verdict, check_trust
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """``verdict`` is what was found when it was pulled; None for what was built here.
+    """``verdict`` is what was found when it was pulled; None for what was made here.
 
-    ``is_locked``: a lock file names this digest, so that keys which were retired since still count.
+    ``is_locked``: a lock file names this digest, so that keys which were retired since still count. ``view_of``: the
+    artifact that this is another manifest of; a view is trusted as far as that is, for as long.
     """
 
     reference: Reference
     verdict: Verdict | None
     is_locked: bool = False
+    view_of: Reference | None = None
+    """With its digest."""
+    is_built: bool = False
+    """Built here; a pull of the same bytes does not change that."""
 
     @property
     def is_skipped(self) -> bool:
@@ -34,13 +45,20 @@ class Receipt:
     @property
     def summary(self) -> str:
         """For a person: the signers' names, ``built here`` or ``no``."""
-        if self.verdict is None:
+        if self.is_built:
             return "built here"
+        if self.view_of or self.verdict is None:
+            return f"view of {self.view_of}" if self.view_of else "no"
         return ", ".join(signer.name for signer in self.verdict.signers) or "no"
 
 
 def write_receipt(store: Store, descriptor: Descriptor, receipt: Receipt) -> None:
+    before = read_receipt(store, descriptor)
     document: dict[str, Any] = {"reference": str(receipt.reference), "locked": receipt.is_locked}
+    if receipt.is_built or (before and before.is_built):
+        document["built"] = True
+    if receipt.view_of:
+        document["viewOf"] = str(receipt.view_of)
     if receipt.verdict:
         document["verdict"] = receipt.verdict.to_json()
     store.put_receipt(descriptor.digest, document)
@@ -57,8 +75,10 @@ def read_receipt(store: Store, descriptor: Descriptor) -> Receipt | None:
             Reference.parse(document["reference"]),
             Verdict.from_json(verdict) if verdict else None,
             is_locked=document["locked"] is True,
+            view_of=Reference.parse(document["viewOf"]) if "viewOf" in document else None,
+            is_built=document.get("built") is True,
         )
-    except (KeyError, TypeError, AttributeError, InvalidContentError):
+    except (KeyError, TypeError, AttributeError, InvalidContentError, MalformedReferenceError):
         return None
     return receipt if receipt.verdict is None or receipt.verdict.digest == descriptor.digest else None
 
@@ -75,10 +95,13 @@ def require_trusted(
     held = read_receipt(store, descriptor)
     if policy and descriptor.digest in policy.revoked:
         raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
-    if held and (held.verdict is None or (held.is_skipped and not (policy and policy.is_locked))):
+    if held and held.view_of:
+        return _require_original(store, reference, held.view_of, policy, now=now)
+    if held and (held.is_built or (held.is_skipped and not (policy and policy.is_locked))):
         return held
     promised = _promised(store, reference, descriptor, held)
     if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
+        _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=held.is_locked)
         return held
     renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)
@@ -93,6 +116,8 @@ def verify_again(
     Raises UntrustedError.
     """
     held = read_receipt(store, descriptor)
+    if held and held.view_of:
+        return _require_original(store, reference, held.view_of, policy, now=now)
     promised = _promised(store, reference, descriptor, held)
     source = store.repository(promised.name)
     try:
@@ -102,7 +127,37 @@ def verify_again(
         source = store.repository(reference.name)
     is_locked = held is not None and held.is_locked
     verdict = check_trust(source, promised, descriptor, policy, now=now, is_locked=is_locked)
+    _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=is_locked)
     return Receipt(promised, verdict, is_locked)
+
+
+def _require_own_rule(
+    store: Store,
+    reference: Reference,
+    promised: Reference,
+    descriptor: Descriptor,
+    policy: Policy | None,
+    *,
+    now: datetime,
+    is_locked: bool,
+) -> None:
+    """A name that has a rule of its own is judged by that one, too, however the artifact came to bear it."""
+    own = policy.rule_for(reference) if policy else None
+    if policy and own and own != policy.rule_for(promised):
+        check_trust(store.repository(reference.name), reference, descriptor, policy, now=now, is_locked=is_locked)
+
+
+def _require_original(
+    store: Store, reference: Reference, original: Reference, policy: Policy | None, *, now: datetime
+) -> Receipt:
+    """A view may be used for as long as what it is a view of may be. Raises UntrustedError."""
+    try:
+        descriptor = store.find(original).descriptor
+    except NotFoundError as error:
+        raise PolicyRefusedError(
+            f"{reference} is a view of {original}, which is no longer in the store, so nothing vouches for it"
+        ) from error
+    return require_trusted(store, original, descriptor, policy, now=now)
 
 
 def signed_by(store: Store, key: PublicKey) -> list[StoredTag]:

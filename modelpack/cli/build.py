@@ -97,7 +97,7 @@ def build(
     finished = datetime.now(UTC)
     builder = Builder.from_environment(environment)
     for variant in built:
-        write_receipt(app.store, variant.descriptor, Receipt(variant.references[0], verdict=None))
+        write_receipt(app.store, variant.descriptor, Receipt(variant.references[0], verdict=None, is_built=True))
         evidence = evidence_of(plan, variant, builder, started=started, finished=finished)
         write_record(app.store, variant.descriptor.digest, evidence)
         if private:

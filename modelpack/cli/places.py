@@ -139,9 +139,12 @@ def load_policy(
 
 def require_trusted(app: App, reference: Reference, descriptor: Descriptor) -> "Receipt":
     """What everything that loads a model asks first. Raises UntrustedError."""
-    from modelpack import receipt
+    from modelpack import receipt, rollback
 
     held = receipt.require_trusted(app.store, reference, descriptor, load_policy(app), now=datetime.now(UTC))
+    if held.verdict and not held.is_locked and not held.is_built:
+        # The tag may have been moved here, too: whoever may push to a store that is served can do it.
+        rollback.require_no_rollback(app.store, reference, held.verdict)
     if held.verdict and not held.verdict.is_verified:
         app.progress.warn(f"{reference} was not verified ({held.verdict.rule}): nobody knows who made it")
     return held

@@ -1,6 +1,5 @@
 """modelpack export-view and unpack: other forms of a model that is in the store."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -32,19 +31,17 @@ def export_view(app: App, reference: str, formats: tuple[str, ...]) -> None:
     modelpack export-view registry.example.com/team/model:v1 --format docker --format car
     """
     from modelpack.receipt import Receipt, write_receipt
-    from modelpack.trust import Verdict
     from modelpack.views import export_view
 
-    stored, held = _trusted_model(app, reference)
+    stored, _ = _trusted_model(app, reference)
     views = [
         export_view(app.store, stored.reference, stored.descriptor, stored.model, name, progress=app.progress)
         for name in dict.fromkeys(formats)
     ]
     for view in views:
-        # Made here, of what was verified. Where nobody verified it, its view is not verified either.
-        is_known = held.verdict is None or held.verdict.is_verified
-        verdict = None if is_known else Verdict.skipped(view.reference, view.descriptor, now=datetime.now(UTC))
-        write_receipt(app.store, view.descriptor, Receipt(view.reference, verdict))
+        # Trusted as far as what it is a view of, and no longer.
+        original = stored.reference.with_digest(stored.descriptor.digest)
+        write_receipt(app.store, view.descriptor, Receipt(view.reference, verdict=None, view_of=original))
     document = {
         "source": {"reference": str(stored.reference), "digest": str(stored.descriptor.digest)},
         "views": [

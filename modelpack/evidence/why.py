@@ -119,7 +119,7 @@ def _author(receipt: Receipt | None, signatures: Iterable[Signature], signers: M
     voices = [voice for one in signatures if (voice := _voice_of(one, signers)).certainty == "signed"]
     if voices:
         return Voice("signed", ", ".join(sorted({voice.by for voice in voices})))
-    if receipt and (receipt.verdict is None or receipt.verdict.is_verified):
+    if receipt and (receipt.is_built or receipt.view_of or (receipt.verdict and receipt.verdict.is_verified)):
         return _STORE
     return _ARTIFACT
 
@@ -128,8 +128,8 @@ def _how_it_came(receipt: Receipt | None) -> list[Fact]:
     if receipt is None:
         return [Fact("trust", None, _NOBODY), Fact("registry", None, _NOBODY)]
     verdict = receipt.verdict
-    if verdict is None:
-        return [Fact("trust", "built here", _STORE), Fact("registry", None, _NOBODY)]
+    if receipt.is_built or verdict is None:
+        return [Fact("trust", receipt.summary, _STORE), Fact("registry", None, _NOBODY)]
     names = ", ".join(signer.name for signer in verdict.signers)
     found = f"signed by {names}" if names else "not verified"
     trust = f"{found}; rule {verdict.rule}; checked {rfc3339(verdict.checked_at)}"

@@ -188,3 +188,43 @@ def test_the_memory_outlives_the_model_and_the_process(store, tmp_path):
 
     with pytest.raises(PolicyRefusedError):
         require_no_rollback(Store.open(Path(tmp_path / "store")), V1, verdict_of(b"first", NOW - HOUR))
+
+
+def test_a_view_is_trusted_as_far_as_what_it_is_a_view_of(store, policy):
+    allowed = policy({V1.name: "a"})
+    subject = pulled(store, allowed)
+    name = V1.with_tag("v1-docker")
+    view = put(store, name, weights=b"the same in another manifest")
+    write_receipt(store, view, Receipt(name, None, view_of=V1.with_digest(subject.digest)))
+
+    assert require_trusted(store, name, view, allowed, now=NOW).verdict.digest == subject.digest
+    with pytest.raises(InvalidSignatureError):
+        require_trusted(store, name, view, policy({V1.name: "b"}), now=NOW)
+    revoked = policy({V1.name: "a"}, f'[[revoked]]\ndigest = "{subject.digest}"')
+    with pytest.raises(PolicyRefusedError, match="revoked"):
+        require_trusted(store, name, view, revoked, now=NOW)
+    store.remove(V1)
+    with pytest.raises(PolicyRefusedError, match="no longer in the store"):
+        require_trusted(store, name, view, allowed, now=NOW)
+
+
+def test_what_was_built_here_stays_so_when_the_same_bytes_are_pulled(store, policy):
+    subject = put(store)
+    write_receipt(store, subject, Receipt(V1, None, is_built=True))
+    pulled(store, policy({V1.name: "a"}))
+
+    held = require_trusted(store, V1, subject, policy({V1.name: "b"}), now=NOW)
+
+    assert held.is_built
+    assert held.summary == "built here"
+
+
+def test_a_name_with_a_stricter_rule_is_not_borne_by_what_a_laxer_one_let_in(store, policy):
+    rules = policy({"registry.example.com/community/*": "b", V1.name: "a"})
+    community = Reference.parse("registry.example.com/community/tiny:v1")
+    subject = pulled(store, rules, key=B, reference=community)
+    store.tag(community, V1)
+
+    assert require_trusted(store, community, subject, rules, now=NOW).verdict
+    with pytest.raises(InvalidSignatureError):
+        require_trusted(store, V1, subject, rules, now=NOW)

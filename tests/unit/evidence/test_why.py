@@ -127,7 +127,7 @@ def test_the_receipt_tells_how_it_came_and_vouches_for_the_manifest_where_the_ke
 
 
 def test_a_build_record_is_told_as_recorded_until_it_is_signed(store, subject):
-    write_receipt(store, subject, Receipt(REFERENCE, None))
+    write_receipt(store, subject, Receipt(REFERENCE, None, is_built=True))
     write_record(store, subject.digest, RECORD)
     assert told(store, subject)["build"][1:] == ("recorded", "this store")
     assert told(store, subject)["trust"] == ("built here", "recorded", "this store")
