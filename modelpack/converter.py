@@ -24,13 +24,15 @@ class ConverterChoice:
     """Let upstream's converter run code that the checkpoint brings."""
     deep: bool = False
     """Look at every weight, and refuse what is no number; only modelpack's own converter can."""
+    file_type: str | None = None
+    """What modelpack's own converter makes: F32, F16 or BF16; the checkpoint's own type unless given."""
 
     def plan(self, checkpoint: Checkpoint, name: str) -> AnyPlan:
         """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""
         if self.converter == "upstream":
             return self._plan_upstream(checkpoint, name)
         try:
-            return plan_conversion(checkpoint, name=name)
+            return plan_conversion(checkpoint, file_type=self.file_type, name=name)
         except UnknownArchitectureError as error:
             if self.converter == "native":
                 raise

@@ -47,7 +47,7 @@ class Receipt:
         """For a person: the signers' names, ``built here`` or ``no``."""
         if self.is_built:
             return "built here"
-        if self.view_of or self.verdict is None:
+        if self.verdict is None:
             return f"view of {self.view_of}" if self.view_of else "no"
         return ", ".join(signer.name for signer in self.verdict.signers) or "no"
 
@@ -81,6 +81,17 @@ def read_receipt(store: Store, descriptor: Descriptor) -> Receipt | None:
     except (KeyError, TypeError, AttributeError, InvalidContentError, MalformedReferenceError):
         return None
     return receipt if receipt.verdict is None or receipt.verdict.digest == descriptor.digest else None
+
+
+def standing(store: Store, descriptor: Descriptor) -> str:
+    """For a column: who vouches for a stored artifact, or for what it is a view of; ``no`` where nobody does."""
+    receipt = read_receipt(store, descriptor)
+    if receipt and receipt.view_of:
+        try:
+            return standing(store, store.find(receipt.view_of).descriptor)
+        except NotFoundError:
+            return "no"
+    return receipt.summary if receipt else "no"
 
 
 def require_trusted(

@@ -1,7 +1,7 @@
 """What a build will do: decided from headers, printed by ``--dry-run``, carried out by ``run``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,6 +90,9 @@ def plan_build(
     wanted = [parse_quantization(name) for name in quantizations]
     options, converter = options or WeightsOptions(), converter or ConverterChoice()
     check_options(options, wanted)
+    if len(wanted) == 1 and wanted[0].name in _PLAIN_TYPES and options == WeightsOptions():
+        # Nothing is to be measured or quantized against an intermediate: convert to what is wanted at once.
+        converter = replace(converter, file_type=wanted[0].name)
     name = reference.repository.rpartition("/")[2]
     if isinstance(source, HubReference):
         snapshot = hub.resolve(source, token=token)

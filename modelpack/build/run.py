@@ -88,8 +88,10 @@ def run_build(
             raise AssertionError("a plan without a source")
         _check_templates(base)
         imatrix = obtain_imatrix(plan.options, base, work, progress=progress)
-        packed = [
-            _pack_variant(
+        packed = {}
+        # The intermediate itself comes last: by then nobody needs it here, and it moves into the store uncopied.
+        for variant in sorted(plan.variants, key=lambda variant: variant.quantization.name == base_type):
+            packed[variant.quantization.name] = _pack_variant(
                 plan,
                 variant,
                 base,
@@ -100,13 +102,12 @@ def run_build(
                 store=store,
                 progress=progress,
             )
-            for variant in plan.variants
-        ]
-        for manifest, built in packed:
+        in_order = [packed[variant.quantization.name] for variant in plan.variants]
+        for manifest, built in in_order:
             for reference in built.references:
                 store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
-        inputs = read_inputs(plan, [built for _, built in packed], progress)
-    return [replace(built, inputs=inputs) for _, built in packed]
+        inputs = read_inputs(plan, [built for _, built in in_order], progress)
+    return [replace(built, inputs=inputs) for _, built in in_order]
 
 
 def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
@@ -131,8 +132,7 @@ def _pack_variant(
     """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
     made, intermediate = Weights(), None
     if base_type == variant.quantization.name:
-        # The source itself, or the intermediate that later variants are still quantized from.
-        weights, is_ours = base, False
+        weights, is_ours = base, plan.gguf is None
     else:
         weights, is_ours, intermediate = work / variant.file_name, True, base_type
         made = make_weights(

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def list_models(app: App, digests: bool) -> None:
     """List the models in the store."""
     from modelpack import catalog
-    from modelpack.receipt import read_receipt
+    from modelpack.receipt import standing
 
-    models = [(stored, read_receipt(app.store, stored.descriptor)) for stored in catalog.list_models(app.store)]
+    models = [(stored, standing(app.store, stored.descriptor)) for stored in catalog.list_models(app.store)]
     document = {
         "models": [
             {
@@ -37,9 +37,9 @@ def list_models(app: App, digests: bool) -> None:
                 "size": stored.model.size,
                 "quantization": stored.model.quantization,
                 "architecture": stored.model.architecture,
-                "verified": receipt.summary if receipt else "no",
+                "verified": vouched,
             }
-            for stored, receipt in models
+            for stored, vouched in models
         ]
     }
     rows = [
@@ -48,9 +48,9 @@ def list_models(app: App, digests: bool) -> None:
             stored.model.quantization or "-",
             human_size(stored.model.size),
             str(stored.descriptor.digest) if digests else stored.descriptor.digest.short,
-            receipt.summary if receipt else "no",
+            vouched,
         )
-        for stored, receipt in models
+        for stored, vouched in models
     ]
     app.table(document, ("MODEL", "VARIANT", "SIZE", "DIGEST", "VERIFIED"), rows)
 

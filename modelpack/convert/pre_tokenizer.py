@@ -30,14 +30,14 @@ _DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
     r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_BYTE_LEVEL = "ByteLevel with regex"
-_RULES: dict[tuple[str, ...], str] = {
-    (_BYTE_LEVEL,): "gpt-2",
+BYTE_LEVEL = "ByteLevel with regex"
+RULES: dict[tuple[str, ...], str] = {
+    (BYTE_LEVEL,): "gpt-2",
     (_GPT2,): "gpt-2",
-    ("Digits alone", _BYTE_LEVEL): "smollm",
-    (r"\p{N}", _BYTE_LEVEL): "smollm",
+    ("Digits alone", BYTE_LEVEL): "smollm",
+    (r"\p{N}", BYTE_LEVEL): "smollm",
     (r"\p{N}", _GPT2): "smollm",
-    ("Punctuation", _BYTE_LEVEL, r"[0-9][0-9][0-9]"): "falcon",
+    ("Punctuation", BYTE_LEVEL, r"[0-9][0-9][0-9]"): "falcon",
     (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
     (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
     (_CONTRACTIONS + _MARKED + r"\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",): "qwen35",
@@ -49,6 +49,10 @@ _RULES: dict[tuple[str, ...], str] = {
         f"{_FIRST}{_UPPER}*{_LOWER}+{_SUFFIX}|{_FIRST}{_UPPER}+{_LOWER}*{_SUFFIX}|" + r"\p{N}{1,3}" + _CASED_REST,
     ): "gpt-4o",
     (" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",): "bloom",
+    (" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+", r"\p{N}"): "viking",
+    (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    ): "bailingmoe",
     (_CONTRACTIONS + _WORDS + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",): "seed-coder",
 }
 
@@ -92,7 +96,7 @@ def _by_rule(tokenizer: dict[str, Any]) -> str | None:
     described = tuple(text for step in steps(tokenizer, "pre_tokenizer") if (text := _describe(step)) != "")
     if None in described:
         return None
-    name = _RULES.get(described)  # type: ignore[arg-type]  # no None in it, as was just seen
+    name = RULES.get(described)  # type: ignore[arg-type]  # no None in it, as was just seen
     if name == "llama-bpe" and not as_dict(tokenizer.get("model")).get("ignore_merges"):
         return "dbrx"  # the same regular expression, merges minded
     return name
@@ -102,7 +106,7 @@ def _describe(step: dict[str, Any]) -> str | None:
     """A step in a word or a regular expression; empty where it splits nothing, None where llama.cpp lacks it."""
     match step.get("type"):
         case "ByteLevel" if not step.get("add_prefix_space"):
-            return _BYTE_LEVEL if step.get("use_regex", True) else ""
+            return BYTE_LEVEL if step.get("use_regex", True) else ""
         case "Split" if step.get("behavior") in ("Isolated", "Removed") and isinstance(step.get("pattern"), dict):
             invert = bool(step.get("invert"))
             if invert == (step["behavior"] == "Removed"):

@@ -81,6 +81,18 @@ def test_a_converter_that_is_not_installed_is_told_and_asked_for(modelpack, tiny
     assert "modelpack converter install" in result.stderr
 
 
+def test_half_precision_alone_is_converted_to_at_once(modelpack, tiny_checkpoint):
+    alone = modelpack("build", tiny_checkpoint, "-t", "tiny:v1", "--quant", "F16")
+    beside = modelpack("build", tiny_checkpoint, "-t", "tiny:v2", "--quant", "F16", "--quant", "BF16")
+
+    assert (alone.code, beside.code) == (0, 0), alone.stderr + beside.stderr
+    shown = [modelpack("inspect", name, "--json").json("inspect")["annotations"] for name in ("tiny:v1", "tiny:v2")]
+    assert [one["dev.modelpack.file-type"] for one in shown] == ["F16", "F16"]
+    assert [one.get("dev.modelpack.intermediate") for one in shown] == [None, "BF16"]
+    listed = {one["reference"] for one in modelpack("list", "--json").json("list")["models"]}
+    assert listed == {"tiny:v1", "tiny:v1-f16", "tiny:v2", "tiny:v2-f16", "tiny:v2-bf16"}
+
+
 def test_a_deep_build_refuses_a_checkpoint_with_a_weight_that_is_no_number(modelpack, tiny_checkpoint, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
