@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from modelpack.engine.process import clean_environment
 from modelpack.errors import WorkerCrashedError, WorkerTimeoutError
 
 _TIMEOUT = 60.0
@@ -23,7 +24,11 @@ def probe() -> Backend:
     """Raises WorkerCrashedError, WorkerTimeoutError."""
     try:
         result = subprocess.run(
-            [sys.executable, "-P", "-m", __name__], capture_output=True, timeout=_TIMEOUT, check=False
+            [sys.executable, "-P", "-m", __name__],
+            env=clean_environment(),
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise WorkerTimeoutError(f"llama.cpp did not say what it can use within {_TIMEOUT:.0f} s") from error

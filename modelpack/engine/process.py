@@ -52,7 +52,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_environment(),
+                env=clean_environment(),
                 start_new_session=True,
                 cwd=self.directory,
             )
@@ -142,7 +142,7 @@ class Child:
             self._tail.append(line)
 
 
-def _environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if _KEPT_VARIABLES.fullmatch(name)}
     # ggml would start a debugger to print a backtrace when it aborts.
     return {**kept, "PYTHONPATH": str(Path(modelpack.__file__).parents[1]), "PYTHONUTF8": "1", "GGML_NO_BACKTRACE": "1"}

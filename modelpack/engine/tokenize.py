@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modelpack.engine.process import clean_environment
 from modelpack.errors import WorkerCrashedError, WorkerTimeoutError
 
 _TIMEOUT = 120.0
@@ -19,7 +20,12 @@ def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
     job = json.dumps({"path": str(path), "texts": list(texts)}).encode("ascii")
     try:
         result = subprocess.run(
-            [sys.executable, "-P", "-m", __name__], input=job, capture_output=True, timeout=_TIMEOUT, check=False
+            [sys.executable, "-P", "-m", __name__],
+            input=job,
+            env=clean_environment(),
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise WorkerTimeoutError(f"llama.cpp did not tokenize with {path} within {_TIMEOUT:.0f} s") from error
