@@ -140,8 +140,11 @@ class ArchiveBuilder:
     def write(self, path: Path, *, progress: Progress = SILENT) -> int:
         """Write the archive; whole or not at all. Returns its size in bytes.
 
-        Raises DigestMismatchError when a source does not give what it promised, InsufficientDiskError.
+        Raises DigestMismatchError when a source does not give what it promised, InsufficientDiskError, and
+        InvalidInputError where a folder has that name.
         """
+        if path.is_dir():
+            raise InvalidInputError(f"{path} is a folder, not a file")
         blobs: dict[str, tuple[Descriptor, OpenBlob]] = {}
         entries: list[Entry] = []
         for target in self._repositories.values():

@@ -13,6 +13,9 @@ _CHUNK = 1 << 20
 # Weights shrink a little, tables of zeros a thousand times: what shrinks more than this is made to fill a disk.
 _MAX_RATIO = 256
 _FREE = 64 << 20
+# What is packed in pieces has pieces of many kilobytes. Each costs a copy of all that came with it.
+_FREE_MEMBERS = 1000
+_MIN_MEMBER = 16 << 10
 
 
 class _Decompressor(Protocol):
@@ -50,8 +53,8 @@ class _Gzip:
 def decompressed(chunks: Iterator[bytes], compression: Compression | None, *, limit: int) -> Iterator[bytes]:
     """The plain bytes, 1 MiB at a time; without a ``compression``, the bytes as they are.
 
-    Raises InvalidContentError for damaged data and for more than ``limit`` bytes or than 256 times what came in,
-    UnsupportedError where zstd is not installed.
+    Raises InvalidContentError for damaged data and for more than ``limit`` bytes or than 256 times what came in, and
+    for a swarm of tiny gzip members (zstd frames); UnsupportedError where zstd is not installed.
     """
     plain = chunks if compression is None else _decompress(chunks, compression)
     produced = 0
@@ -66,12 +69,15 @@ def _decompress(chunks: Iterator[bytes], compression: Compression) -> Iterator[b
     # What a damaged stream raises: zlib.error, or the error of whichever zstd is there.
     make, error = (_Gzip, zlib.error) if compression == "gzip" else _zstd()
     current: _Decompressor | None = None
-    consumed = produced = 0
+    consumed = produced = members = 0
     for chunk in chunks:
         consumed += len(chunk)
         rest = chunk
         while rest or (current and not current.eof and not current.needs_input):
             if current is None or current.eof:
+                members += 1
+                if members > _FREE_MEMBERS + consumed // _MIN_MEMBER:
+                    raise InvalidContentError(f"the layer has {members} {compression} members, too many for its size")
                 current = cast("_Decompressor", make())  # members and frames follow one another
             try:
                 plain = current.decompress(rest, _CHUNK)

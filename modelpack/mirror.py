@@ -4,7 +4,7 @@ Copy tools that drop signatures say nothing, and it shows when somebody verifies
 hauler-dev/hauler#667).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from modelpack import transfer
 from modelpack.errors import CheckFailedError, NotFoundError
@@ -33,7 +33,7 @@ def mirror(
     ``transfer.copy`` raises.
     """
     result = transfer.copy(source, target, descriptor, tag=tag, jobs=jobs, progress=progress)
-    missing = list(missing_referrers(source, target, descriptor))
+    missing = list(missing_referrers(source, target, descriptor, left=result.referrers_left))
     if missing:
         raise CheckFailedError(
             f"{descriptor.digest} was copied, but the destination lacks {len(missing)} that refer to it: "
@@ -42,10 +42,13 @@ def mirror(
     return result
 
 
-def missing_referrers(source: Source, target: Source, descriptor: Descriptor) -> Iterator[str]:
+def missing_referrers(
+    source: Source, target: Source, descriptor: Descriptor, *, left: Set[Digest] = frozenset()
+) -> Iterator[str]:
     """The referrers and the legacy signature tags, of an artifact and all below it, that only the source has.
 
-    What the source lists but no longer has, or lists under a wrong subject, was nobody's to copy.
+    What the source lists but no longer has, or lists under a wrong subject, was nobody's to copy; ``left`` was left
+    behind on purpose.
     """
     rest = [(descriptor, 0)]
     seen: set[Digest] = set()
@@ -59,11 +62,12 @@ def missing_referrers(source: Source, target: Source, descriptor: Descriptor) ->
         for referrer in source.list_referrers(subject.digest):
             if referrer.digest in there:
                 rest.append((referrer, depth + 1))
-            elif _refers(source, referrer, subject.digest):
+            elif referrer.digest not in left and _refers(source, referrer, subject.digest):
                 yield str(referrer.digest)
         for suffix in _LEGACY_SUFFIXES:
             tag = f"sha256-{subject.digest.hex}.{suffix}"
-            if _has_tag(source, tag) and not _has_tag(target, tag):
+            tagged = _tagged(source, tag)
+            if tagged and tagged.digest not in left and not _tagged(target, tag):
                 yield tag
 
 
@@ -75,9 +79,8 @@ def _refers(source: Source, referrer: Descriptor, subject: Digest) -> bool:
     return manifest.subject is not None and manifest.subject.digest == subject
 
 
-def _has_tag(source: Source, tag: str) -> bool:
+def _tagged(source: Source, tag: str) -> Descriptor | None:
     try:
-        source.resolve(tag)
+        return source.resolve(tag)
     except NotFoundError:
-        return False
-    return True
+        return None

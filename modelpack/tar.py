@@ -21,6 +21,9 @@ MAX_ENTRIES = 100_000
 _CHUNK = 1 << 20
 _MAX_EXTENSION = 64 << 10
 _MAX_NAME = 4096
+_MAX_EXTENSIONS = 3  # for one member: a global header, and a GNU long name and long link
+_SPARSE = "GNU.sparse."
+_KEPT = (b"path", b"linkpath", b"size")
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"5": "folder", b"1": "link", b"2": "link"}
 
 
@@ -89,6 +92,7 @@ def read_members(stream: Stream, *, max_entries: int = MAX_ENTRIES) -> Iterator[
     be unpacked in, or has more than ``max_entries`` entries.
     """
     extensions: dict[str, str] = {}
+    extension_count = 0
     for _ in range(max_entries + 1):
         header = stream.read(BLOCK)
         if len(header) < BLOCK:
@@ -98,11 +102,14 @@ def read_members(stream: Stream, *, max_entries: int = MAX_ENTRIES) -> Iterator[
         _check_sum(header)
         size, kind = _number(header[124:136]), header[156:157]
         if kind in b"xgLK" and kind:
+            extension_count += 1
+            if extension_count > _MAX_EXTENSIONS:
+                raise InvalidContentError(f"the archive has more than {_MAX_EXTENSIONS} extended headers for one file")
             extensions |= _extensions(kind, _content(stream, size))
             continue
         size = _decimal(extensions["size"]) if "size" in extensions else size
         name = _safe(extensions.get("path") or _name(header))
-        if "GNU.sparse.major" in extensions or "GNU.sparse.map" in extensions:
+        if any(key.startswith(_SPARSE) for key in extensions):
             raise InvalidContentError(f"{name!r:.120} is a sparse file, which is not read")
         member = Member(name, Kind(_KINDS.get(kind, "other")), size, stream.position)
         # Links, folders and devices have no content, whatever their size says (POSIX: "shall be ignored").
@@ -111,7 +118,7 @@ def read_members(stream: Stream, *, max_entries: int = MAX_ENTRIES) -> Iterator[
             raise InvalidContentError(f"{name!r:.120} is no file, and yet has {size} bytes")
         yield member
         stream.skip(member.offset + length + -length % BLOCK - stream.position)
-        extensions = {}
+        extensions, extension_count = {}, 0
     raise InvalidContentError(f"the archive has more than {max_entries} entries")
 
 
@@ -156,20 +163,30 @@ def _extensions(kind: bytes, raw: bytes) -> dict[str, str]:
         return {"path": _text(raw.rstrip(b"\0"))}
     if kind == b"K":
         return {}
-    records: dict[str, str] = {}
-    while raw:
-        length_text, space, _ = raw.partition(b" ")
-        length = _decimal(length_text.decode("ascii", "replace")) if space and len(length_text) < 7 else 0
-        record, rest = raw[len(length_text) + 1 : length], raw[length:]
-        key, equals, value = record.partition(b"=")
-        if not equals or not record.endswith(b"\n") or length > len(raw):
-            raise InvalidContentError("the archive has a malformed extended header")
-        records[_text(key)] = _text(value[:-1])
-        raw = rest
+    records = _records(raw)
     if kind == b"g":
         if records.keys() & {"path", "size", "linkpath"}:
             raise InvalidContentError("the archive has one name or size for all its files")
         return {}
+    return records
+
+
+def _records(raw: bytes) -> dict[str, str]:
+    """Those records of a pax header that matter here: "LENGTH KEY=VALUE\\n", where the length is that of the whole."""
+    records: dict[str, str] = {}
+    start = 0
+    while start < len(raw):
+        space = raw.find(b" ", start, start + 7)
+        digits = raw[start:space] if space >= 0 else b""
+        length = int(digits) if digits.isdigit() else 0
+        end = start + length
+        equals = raw.find(b"=", space + 1, end)
+        if not length or equals < 0 or end > len(raw) or raw[end - 1] != ord("\n"):
+            raise InvalidContentError("the archive has a malformed extended header")
+        key = raw[space + 1 : equals]
+        if key in _KEPT or key.startswith(_SPARSE.encode()):
+            records[_text(key)] = _text(raw[equals + 1 : end - 1])
+        start = end
     return records
 
 

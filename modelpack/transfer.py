@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelpack.errors import InvalidContentError, NotFoundError
@@ -19,6 +19,7 @@ from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
 from modelpack.progress import SILENT, Progress
+from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
 # Bounds on what a hostile registry can make us fetch (cosign GHSA-88jx-383q-w4qc and others were endless lists).
 _MAX_DEPTH = 6
 _MAX_MANIFESTS = 5_000
+
+# What refers to an artifact is anybody's to write, and it is copied before it is judged, or without ever being: it may
+# weigh as much as the artifact, or this.
+_MAX_REFERRERS_SIZE = 1 << 30
 
 # How long the other blobs of a failed copy may take to put down what they hold, in seconds.
 _GRACE = 1.0
@@ -49,6 +54,8 @@ class CopyResult:
     bytes_copied: int
     bytes_resumed: int
     referrers_copied: int
+    referrers_left: frozenset[Digest] = frozenset()
+    """More than anybody who verifies gets to read, or too large: not copied."""
 
 
 @dataclass(slots=True)
@@ -58,6 +65,17 @@ class _Graph:
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
     referrers: dict[Digest, Manifest] = field(default_factory=dict)
     legacy_tags: dict[str, Manifest] = field(default_factory=dict)
+    left: set[Digest] = field(default_factory=set)
+    room: int = 0
+    """How many bytes more the referrers may have."""
+
+    def make_room(self, manifests: Mapping[Digest, Manifest]) -> bool:
+        """Whether these, which nobody has judged, may come along."""
+        size = sum(len(one.raw) + sum(blob.size for blob in one.blobs) for one in manifests.values())
+        if size > self.room:
+            return False
+        self.room -= size
+        return True
 
     def blobs(self) -> list[Descriptor]:
         unique: dict[Digest, Descriptor] = {}
@@ -79,16 +97,21 @@ def copy(
 ) -> CopyResult:
     """Copy an artifact, an index with all it lists, and (with ``referrers``) signatures and all that refers to them.
 
+    Of the referrers of one manifest no more than verification reads, 100 signatures and 100 attestations or others, and
+    together no more bytes than the artifact has, or 1 GiB; what stays behind is warned of, and named in the result.
     ``tag`` is moved in ``target`` when everything else is there. ``jobs`` is how many blobs, or parts of large ones,
     are read at a time. Raises what source and target raise, InvalidContentError for a graph without reasonable bounds.
     """
     graph = _Graph()
     _walk(source, descriptor, graph.manifests, depth=0)
     if referrers:
+        graph.room = max(_MAX_REFERRERS_SIZE, sum(blob.size for blob in graph.blobs()))
         for digest in list(graph.manifests):
             _walk_referrers(source, digest, graph, depth=0)
             _find_legacy_tags(source, target, digest, graph)
 
+        if graph.left:
+            progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
     blobs = graph.blobs()
     if isinstance(target, LimitedTarget):
         target.check_limits(blobs)
@@ -107,6 +130,7 @@ def copy(
         bytes_copied=sum(blob.size for blob in copied),
         bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
         referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
+        referrers_left=frozenset(graph.left),
     )
 
 
@@ -155,7 +179,10 @@ def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest],
 
 
 def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: int) -> None:
-    for claimed in source.list_referrers(subject):
+    advertised = source.list_referrers(subject)
+    wanted = worth_copying(advertised)
+    graph.left |= {claimed.digest for claimed in advertised} - {claimed.digest for claimed in wanted}
+    for claimed in wanted:
         if claimed.digest in graph.referrers or claimed.digest in graph.manifests:
             continue
         _check_bounds(len(graph.referrers), depth)
@@ -168,9 +195,15 @@ def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: in
         if manifest.subject is None or manifest.subject.digest != subject:
             logger.warning("%s is listed as a referrer of %s, but is none: left behind", claimed.digest, subject)
             continue
+        found: dict[Digest, Manifest] = {}
         for child in manifest.manifests:
-            _walk(source, child, graph.referrers, depth=depth + 1)
-        graph.referrers[claimed.digest] = manifest
+            _walk(source, child, found, depth=depth + 1)
+        found[claimed.digest] = manifest
+        if graph.make_room(found):
+            graph.referrers |= found
+        else:
+            graph.left.add(claimed.digest)
+            continue
         _walk_referrers(source, claimed.digest, graph, depth=depth + 1)
 
 
@@ -183,7 +216,10 @@ def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _G
         # The target may have been signed again since: a tag that says all of this and more stays as it is.
         there = _fetch_if_present(target, tag)
         if there is None or not {layer.digest for layer in manifest.layers} <= {layer.digest for layer in there.layers}:
-            graph.legacy_tags[tag] = manifest
+            if graph.make_room({manifest.digest: manifest}):
+                graph.legacy_tags[tag] = manifest
+            else:
+                graph.left.add(manifest.digest)
 
 
 def _fetch_if_present(source: Source, tag: str) -> Manifest | None:

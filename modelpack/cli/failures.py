@@ -1,6 +1,7 @@
 """Which exit code an error means, and what to do next: the only file that knows both."""
 
 import errno
+import os
 from dataclasses import dataclass
 
 from modelpack import errors as e
@@ -102,8 +103,12 @@ _OS_ERRORS: dict[int, tuple[int, str, str]] = {
     errno.EDQUOT: (8, "disk.insufficient", "the disk quota is used up"),
     errno.EFBIG: (8, "disk.insufficient", "the limit on file sizes (ulimit -f) is too small for a model"),
     errno.EROFS: (1, "disk.read-only", "--store and --work-dir name another place"),
-    errno.EACCES: (1, "disk.denied", "--store and --work-dir name another place"),
-    errno.EPERM: (1, "disk.denied", "--store and --work-dir name another place"),
+    errno.EACCES: (4, "disk.denied", "--store and --work-dir name another place"),
+    errno.EPERM: (4, "disk.denied", "--store and --work-dir name another place"),
+    errno.EISDIR: (2, "path.unusable", "a folder is in the way: name a file"),
+    errno.ENOTDIR: (2, "path.unusable", "a file is where a folder should be: name another place"),
+    errno.EEXIST: (2, "path.unusable", "something else is in the way: name another place"),
+    errno.ENOENT: (2, "path.unusable", "name a place that is there, or where folders can be made"),
     errno.EIO: (1, "disk.broken", "look at the system's log: the disk may be failing"),
     errno.EMFILE: (1, "files.exhausted", "raise the limit on open files (ulimit -n)"),
     errno.ENOMEM: (8, "memory.insufficient", "use a smaller variant"),
@@ -113,7 +118,11 @@ _OS_ERRORS: dict[int, tuple[int, str, str]] = {
 def explain_os_error(error: OSError) -> Failure | None:
     """None for an error that a correct program would not meet."""
     known = _OS_ERRORS.get(error.errno or 0)
-    return Failure(known[0], known[1], str(error), known[2]) if known else None
+    if known is None:
+        return None
+    place = error.filename2 or error.filename  # of a rename the new name: the old one is a temporary of ours
+    message = f"{os.fsdecode(place)}: {error.strerror}" if isinstance(place, str | bytes) else str(error)
+    return Failure(known[0], known[1], message, known[2])
 
 
 def explain(error: e.ModelpackError) -> Failure:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "push": ("registry", "push", "Send a model to a registry."),
     "pull": ("registry", "pull", "Fetch a model whose signature the policy allows."),
     "verify": ("verify", "verify", "Check who signed a model, every byte, and how it behaves."),
+    "smoke": ("smoke", "smoke", "See how a model behaves."),
     "run": ("run", "run", "Ask a model, or chat with it."),
     "serve": ("run", "serve", "Serve models behind an OpenAI-compatible API."),
     "keygen": ("trust", "keygen", "Make a signing key."),

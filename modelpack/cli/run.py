@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,9 +53,14 @@ def run(
     """
     from modelpack.engine.worker import Worker, WorkerOptions
 
+    for what, text in (("PROMPT", prompt), ("--system", system)):
+        with _utf8(what):
+            (text or "").encode()
     stored, path = _open_model(app, Reference.parse(reference))
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
+        with _utf8("standard input"):
+            prompt = sys.stdin.read().strip()
+            prompt.encode()
         if not prompt:
             raise InvalidInputError("the prompt on standard input is empty")
     if prompt is None and app.json_output:
@@ -87,6 +93,15 @@ def run(
     click.echo()
     speed = answer.tokens_per_second
     app.note(f"{answer.completion_tokens} tokens" + (f", {speed:.1f} tokens/s" if speed else ""))
+
+
+@contextlib.contextmanager
+def _utf8(what: str) -> Iterator[None]:
+    """Around reading and encoding a text: Python brings bytes that are none as far as the first encoding of them."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise InvalidInputError(f"{what} is not UTF-8 text") from error
 
 
 def _open_model(app: App, reference: Reference) -> tuple[Any, Path]:
@@ -133,11 +148,15 @@ def _chat(worker: "Worker", system: list[dict[str, str]], sampling: dict[str, An
     while True:
         try:
             line = input(">>> ").strip()
+            line.encode()
         except EOFError:
             click.echo(err=True)
             return
         except KeyboardInterrupt:
             click.echo("\nUse /bye or Ctrl-D to end the chat.", err=True)
+            continue
+        except UnicodeError:
+            click.echo("That is not UTF-8 text.", err=True)
             continue
         if line in ("/bye", "/exit", "/quit"):
             return
@@ -207,8 +226,6 @@ def serve(
     from modelpack.server.app import ServerOptions
     from modelpack.server.app import serve as serve_models
 
-    key = read_small_file(api_key_file, limit=4096).decode().strip() if api_key_file else None
-    key = key or app.settings.environment.get("MODELPACK_API_KEY") or None
     options = ServerOptions(
         host=host,
         port=port,
@@ -216,7 +233,7 @@ def serve(
         worker=WorkerOptions(device=device, context=context, threads=threads),
         idle_timeout=idle_timeout,
         max_loaded=max_loaded,
-        api_key=key,
+        api_key=_api_key(app, api_key_file),
     )
     models = StoreCatalog(app, tuple(Reference.parse(text) for text in references))
     for reference in references:
@@ -229,3 +246,17 @@ def serve(
     # Being told to stop is how a server ends well.
     with contextlib.suppress(KeyboardInterrupt):
         serve_models(models, options, on_ready=ready)
+
+
+def _api_key(app: App, path: Path | None) -> str | None:
+    """The key that clients must send. A file without one is a mistake: it must not open the server to everybody."""
+    if path is None:
+        with _utf8("MODELPACK_API_KEY"):
+            key = app.settings.environment.get("MODELPACK_API_KEY", "")
+            key.encode()
+        return key or None
+    with _utf8(str(path)):
+        key = read_small_file(path, limit=4096).decode().strip()
+    if not key:
+        raise InvalidInputError(f"{path} holds no key")
+    return key

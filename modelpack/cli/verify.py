@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelpack.cli import failures
 from modelpack.cli.app import App, command
 from modelpack.cli.progress import human_size
+from modelpack.cli.smoke import SmokeRequest, attest_smoke, attested_lines, require_passed, smoke_lines, smoke_options
 from modelpack.errors import NotFoundError
 from modelpack.oci.reference import Reference
 from modelpack.small_file import read_small_file
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from modelpack.oci.manifest import Descriptor
     from modelpack.oci.target import Source
     from modelpack.policy import Policy
-    from modelpack.signing.keys import PrivateKey
-    from modelpack.smoke.report import SmokeReport
     from modelpack.verify import VerifyReport
-
-_MAX_SUITE_SIZE = 1 << 20
-_MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
 
 
 @command("verify")
@@ -40,16 +35,8 @@ _MARKS = {"PASS": "✓", "WARN": "!", "FAIL": "✗", "SKIP": "-"}
     help="With --trust-only: a signature in a file.",
 )
 @click.option("--local", is_flag=True, help="Only what is in the store; no registry is asked for anything.")
-@click.option("--smoke", "smoke_file", type=click.Path(path_type=Path), help="A suite of prompts in TOML.")
 @click.option("--no-smoke", is_flag=True, help="Do not load the model.")
-@click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto", show_default=True, help="Where.")
-@click.option("--context", type=click.IntRange(min=16), help="Tokens of context.  [default: the model's, up to 8192]")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.")
-@click.option("--memory-limit", type=click.IntRange(min=1), help="MiB that llama.cpp may take besides the weights.")
-@click.option("--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds to load it.")
-@click.option("--attest", "attest_key", metavar="KEY", help="Sign the smoke report with this private key.")
-@click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
-@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+@smoke_options
 def verify(
     app: App,
     reference: str,
@@ -58,16 +45,11 @@ def verify(
     trust_only: bool,
     bundles: tuple[Path, ...],
     local: bool,
-    smoke_file: Path | None,
     no_smoke: bool,
-    device: Literal["auto", "gpu", "cpu"],
-    context: int | None,
-    threads: int | None,
-    memory_limit: int | None,
-    timeout: float,
     attest_key: str | None,
     password_file: Path | None,
     plain_http: bool,
+    **wanted_of_smoke: Any,
 ) -> None:
     """Check who signed a model, every byte, and how it behaves.
 
@@ -89,7 +71,8 @@ def verify(
     from modelpack.policy import Policy
     from modelpack.receipt import verify_again
 
-    if trust_only and smoke_file:
+    request = SmokeRequest(**wanted_of_smoke)
+    if trust_only and request.smoke_file:
         raise InvalidInputError("--trust-only loads no model, so it has no use for --smoke")
     if bundles and not trust_only:
         raise InvalidInputError("--bundle goes with --trust-only: a signature in a file stays no part of the model")
@@ -121,82 +104,22 @@ def verify(
         content = library.rehash(app.store, stored.reference, stored.descriptor, progress=app.progress)
         smoke = None
         if not no_smoke:
-            from modelpack.engine.worker import WorkerOptions
-            from modelpack.smoke import suite
-
             smoke = library.run_smoke(
                 app.store,
                 stored.reference,
                 stored.descriptor,
-                suite.load(smoke_file) if smoke_file else suite.default_suite(),
-                WorkerOptions(
-                    device=device,
-                    context=context,
-                    threads=threads,
-                    memory_limit=memory_limit << 20 if memory_limit else None,
-                    load_timeout=timeout,
-                ),
+                request.suite(),
+                request.worker(),
                 progress=app.progress,
             )
         report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict, content, smoke)
-    attested = _attest(app, report, private, smoke_file, device, plain_http=plain_http) if private else None
+    attested = None
+    if private and report.smoke:
+        place = (stored.reference, stored.descriptor)
+        attested = attest_smoke(app, *place, report.smoke, private, request, plain_http=plain_http)
     _answer(app, report, attested)
     if report.smoke:
-        _require(app, report.smoke, device)
-
-
-def _attest(
-    app: App, report: "VerifyReport", key: "PrivateKey", smoke_file: Path | None, device: str, *, plain_http: bool
-) -> dict[str, object]:
-    """Sign the smoke report, keep it beside the model, and send it to where the model is from."""
-    from modelpack import transfer
-    from modelpack.cli.places import open_remote
-    from modelpack.evidence.predicates import TEST_RESULT
-    from modelpack.evidence.record import weights_of
-    from modelpack.evidence.smoke_result import digest_of, smoke_result
-    from modelpack.evidence.toolchain import Toolchain
-    from modelpack.oci.digest import Digest
-    from modelpack.signing.attestation import attest
-    from modelpack.smoke.suite import default_suite
-
-    if report.smoke is None:
-        raise AssertionError("nothing was tested")
-    asked = Digest.of(read_small_file(smoke_file, limit=_MAX_SUITE_SIZE)) if smoke_file else digest_of(default_suite())
-    predicate = smoke_result(
-        report.smoke,
-        Toolchain.installed(),
-        suite_name=smoke_file.name if smoke_file else "modelpack's built-in suite",
-        suite_digest=asked,
-        failed_assertions=("device: gpu",) if _is_missing_gpu(report.smoke, device) else (),
-    )
-    local = app.store.repository(report.reference.name)
-    attested = attest(
-        local,
-        report.reference,
-        report.descriptor,
-        key,
-        predicate_type=TEST_RESULT,
-        predicate=predicate,
-        created=datetime.now(UTC),
-        files=weights_of(local, report.descriptor),
-    )
-    is_sent = False
-    if report.reference.registry:
-        remote = open_remote(app, report.reference, plain_http=plain_http, push=True)
-        try:
-            remote.resolve(str(report.descriptor.digest))
-        except NotFoundError:
-            app.note(f"{report.reference.registry} does not have the model yet: push sends the report along")
-        else:
-            for referrer in attested.referrers:
-                transfer.copy(local, remote, local.resolve(str(referrer)), tag=None, referrers=False)
-            is_sent = True
-    return {
-        "predicate_type": TEST_RESULT,
-        "result": predicate["result"],
-        "key_id": attested.key_id,
-        "sent": is_sent,
-    }
+        require_passed(app, report.smoke, request)
 
 
 def _answer_trust(
@@ -227,41 +150,7 @@ def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None
     if report.content:
         lines.append(f"content  ✓ {report.content.blobs} blobs, {human_size(report.content.size)}")
     if report.smoke:
-        lines += _smoke_lines(report.smoke)
-    if attested:
-        lines.append(f"attest   ✓ {attested['result']}, signed{' and sent' if attested['sent'] else ''}")
+        lines += smoke_lines(report.smoke)
+    lines += attested_lines(attested)
     lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
     app.answer(document, "\n".join(lines))
-
-
-def _smoke_lines(smoke: "SmokeReport") -> list[str]:
-    lines = []
-    if smoke.device and smoke.load_seconds is not None:
-        lines.append(f"load     ✓ {smoke.load_seconds:.1f}s on {smoke.device}")
-    elif smoke.error:
-        lines.append(f"load     ✗ {smoke.error.splitlines()[0]}")
-    for case in smoke.cases:
-        speed = f"  {case.tokens_per_second:.0f} tokens/s" if case.tokens_per_second else ""
-        why = f"  {'; '.join(case.why)}" if case.why else ""
-        lines.append(f"smoke    {_MARKS[case.verdict]} {case.name}{speed}{why}")
-    return lines
-
-
-def _is_missing_gpu(smoke: "SmokeReport", device: str) -> bool:
-    return device == "gpu" and not (smoke.device and smoke.device.is_gpu)
-
-
-def _require(app: App, smoke: "SmokeReport", device: str) -> None:
-    """The exit code of what the report found: a report informs, and here is who decides."""
-    problem: Any = None
-    if smoke.outcome in ("crashed", "timed-out"):
-        problem = (failures.WORKER_FAILED, smoke.error or "llama.cpp ended")
-    elif _is_missing_gpu(smoke, device):
-        problem = (failures.CHECK_FAILED, f"a GPU was asked for, but the model ran on {smoke.device}")
-    elif smoke.outcome in ("failed", "skipped"):
-        failed = [case.name for case in smoke.cases if case.verdict in ("FAIL", "SKIP")]
-        problem = (failures.CHECK_FAILED, smoke.error or f"smoke {smoke.outcome}: {', '.join(failed)}")
-    if problem:
-        code, message = problem
-        app.progress.warn(message)
-        raise click.exceptions.Exit(code)

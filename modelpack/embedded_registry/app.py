@@ -71,13 +71,16 @@ def create_app(
     the request's Host in front, that one is meant: so a machine serves what it built as ``HOST:PORT/name``.
 
     With ``loopback_only`` a Host that is not this machine's is refused: a page in a browser, whose name was pointed at
-    127.0.0.1, cannot read or write models then. With an ``account`` every request has to name it.
+    127.0.0.1, cannot read or write models then. A page of another site can never write. With an ``account`` every
+    request has to name it.
     """
     sessions = uploads.Uploads(store)
 
     async def answer(request: Request) -> Response:
         if loopback_only and not _is_loopback(request.url.hostname):
             raise RefusedError(421, "DENIED", f"this registry serves localhost, not {request.url.hostname}")
+        if request.method not in _READING:
+            _check_origin(request)
         if account:
             await _require(account, request.headers.get("authorization"))
         path = request.url.path
@@ -115,6 +118,16 @@ def create_app(
         return response
 
     return Starlette(routes=[Route("/{path:path}", guarded, methods=_METHODS)])
+
+
+def _check_origin(request: Request) -> None:
+    # A browser sends a page's POST to any site without asking, and says in Origin whose page it is (RFC 6454, 7).
+    origin = request.headers.get("origin")
+    if origin is None:
+        return
+    site = origin.partition("://")[2].lower()
+    if not site or site != request.headers.get("host", "").lower():
+        raise RefusedError(403, "DENIED", f"a page of {origin[:120]!r} may not write here")
 
 
 async def _require(account: Account, authorization: str | None) -> None:

@@ -1,6 +1,7 @@
 """Blobs: whether they are there, their bytes or a range of them, and their end."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
@@ -14,7 +15,7 @@ from modelpack.store import Cleanup, Store
 async def head(call: Call) -> Response:
     # Whoever hears that it is there will not send it, so it has to stay until the manifest comes.
     wanted = parse_digest(call.item)
-    size = await run_in_threadpool(call.store.hold, wanted)
+    size = await run_in_threadpool(partial(call.store.hold, wanted, if_present=True))
     if size is None:
         raise _unknown(call)
     return Response(headers=_headers(wanted, size))

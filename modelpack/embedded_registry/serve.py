@@ -66,9 +66,12 @@ def _check_certificate(certificate: tuple[Path, Path]) -> tuple[Path, Path]:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False, backlog=256
         )
+        # asyncio does so only for sockets that it made itself; else every answer waits 40 ms for the client's ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except PermissionError as error:
         raise AccessDeniedError(f"port {port} may not be used without privileges") from error
     except (OSError, OverflowError) as error:

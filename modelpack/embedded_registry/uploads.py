@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import os
@@ -11,6 +12,8 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -47,6 +50,11 @@ class Upload:
         # Known as long as we saw every byte; a session of an earlier server is hashed when it ends.
         self._hasher = None if self.size else hashlib.sha256()
         weakref.finalize(self, os.close, file)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the file is a blob now, or gone. It is open nevertheless, and must not be written any more."""
+        return not self.path.exists()
 
     async def receive(self, request: Request) -> None:
         """Append the body, writing and hashing one block while the next arrives. What came before a break stays."""
@@ -105,7 +113,7 @@ class Uploads:
         if upload is None:
             file = locks.reopen_locked(self._folder / f"upload-{name}") if _ID.fullmatch(name) else None
             if file is None:
-                raise RefusedError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")
+                raise _unknown()
             upload = Upload(self._folder / f"upload-{name}", file)
         return self._keep(upload)
 
@@ -129,6 +137,14 @@ class Uploads:
             self._open.popitem(last=False)
         return upload
 
+    @contextlib.asynccontextmanager
+    async def alone(self, upload: Upload) -> AsyncIterator[None]:
+        """No other request writes or ends the session meanwhile. Raises RefusedError (404) when one has ended it."""
+        async with upload.mutex:
+            if upload.ended:
+                raise _unknown()
+            yield
+
 
 async def start(call: Call) -> Response:
     """Begin an upload; or end it at once, where the blob is here already or comes with the request."""
@@ -136,7 +152,7 @@ async def start(call: Call) -> Response:
     if mount := query.get("mount"):
         # Blobs are shared by all repositories, so where a blob is mounted from is of no interest.
         digest = parse_digest(mount)
-        if await run_in_threadpool(call.store.hold, digest) is not None:
+        if await run_in_threadpool(partial(call.store.hold, digest, if_present=True)) is not None:
             return _created(call, digest)
     upload = call.uploads.start()
     if "digest" in query:
@@ -150,7 +166,7 @@ async def status(call: Call) -> Response:
 
 async def append(call: Call) -> Response:
     upload = call.uploads.find(call.item)
-    async with upload.mutex:
+    async with call.uploads.alone(upload):
         await _receive(call, upload)
     return _accepted(call, upload, 202)
 
@@ -161,7 +177,7 @@ async def finish(call: Call) -> Response:
 
 async def cancel(call: Call) -> Response:
     upload = call.uploads.find(call.item)
-    async with upload.mutex:
+    async with call.uploads.alone(upload):
         call.uploads.forget(upload)
     return Response(status_code=204)
 
@@ -184,7 +200,7 @@ async def _receive(call: Call, upload: Upload) -> None:
 
 async def _finish(call: Call, upload: Upload) -> Response:
     expected = parse_digest(call.request.query_params.get("digest"))
-    async with upload.mutex:
+    async with call.uploads.alone(upload):
         await _receive(call, upload)
         actual = await run_in_threadpool(upload.digest)
         if actual != expected:
@@ -220,3 +236,7 @@ def _headers(call: Call, upload: Upload) -> dict[str, str]:
 
 def _prefix(call: Call) -> str:
     return call.request.url.path.rpartition("/blobs/uploads")[0]
+
+
+def _unknown() -> RefusedError:
+    return RefusedError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload")

@@ -7,6 +7,9 @@ from starlette.responses import JSONResponse
 from modelpack.errors import (
     InsufficientResourcesError,
     InvalidContentError,
+    InvalidInputError,
+    InvalidKeyError,
+    MalformedPolicyError,
     ModelpackError,
     NotFoundError,
     UnsupportedError,
@@ -26,6 +29,10 @@ _STATUS: tuple[tuple[type[ModelpackError], int, str], ...] = (
     (InvalidContentError, 422, "model_invalid"),
     (UnsupportedError, 422, "model_unsupported"),
     (WorkerError, 422, "model_refused"),
+    # Our own files are no fault of the client.
+    (MalformedPolicyError, 500, "policy_malformed"),
+    (InvalidKeyError, 500, "key_invalid"),
+    (InvalidInputError, 400, "invalid_request"),
 )
 
 

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelpack.server.errors import RequestRefusedError, refuse
 
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -44,7 +45,7 @@ class Guard:
         if self._hosts is not None and host not in self._hosts:
             return RequestRefusedError(403, "this Host is not served here", code="host_refused")
         origin = headers.get("origin")
-        if origin is not None and (_hostname(origin) is None or _hostname(origin) != host):
+        if origin is not None and not _is_same_place(origin, headers.get("host", "")):
             return RequestRefusedError(403, "web pages of other origins are not served", code="origin_refused")
         if self._key is not None and path != "/health":
             scheme, _, credentials = headers.get("authorization", "").partition(" ")
@@ -58,3 +59,14 @@ def _hostname(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def _is_same_place(origin: str, host: str) -> bool:
+    """Whether an Origin has the host name and the port of a Host header; each may leave its scheme's port out."""
+    try:
+        page = urlsplit(origin)
+        here = urlsplit(f"{page.scheme}://{host}")
+        default = _DEFAULT_PORTS[page.scheme]
+        return bool(page.hostname) and (page.hostname, page.port or default) == (here.hostname, here.port or default)
+    except (KeyError, ValueError):
+        return False

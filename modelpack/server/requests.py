@@ -18,6 +18,9 @@ def prepare(body: dict[str, Any], known: list[str]) -> tuple[dict[str, Any], lis
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
             raise RequestRefusedError(400, f"{name} must be 1: there is one answer per request", param=name)
+    if body.get("grammar") is not None:
+        # llama.cpp's parser of grammars dies of malformed ones, "((((" for example.
+        raise RequestRefusedError(400, "grammar is not available; response_format takes a schema", param="grammar")
     if body.get("logprobs") or body.get("top_logprobs"):
         raise RequestRefusedError(400, "log-probabilities are not available", param="logprobs")
     if isinstance(body.get("prompt"), list) and len(body["prompt"]) != 1:

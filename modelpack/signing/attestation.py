@@ -22,7 +22,7 @@ from modelpack.oci.target import Source, Target, read_whole
 from modelpack.signing import envelope, places, simple_signing
 from modelpack.signing.candidate import SCHEMES, Attestation, Claims, Rejection, Scheme, signed_reference
 from modelpack.signing.keys import PrivateKey
-from modelpack.signing.signature import SIGN_PREDICATE
+from modelpack.signing.signature import SIGN_PREDICATE, is_likely_attestation
 
 ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
 
@@ -116,7 +116,7 @@ def find_attestations(source: Source, subject: Descriptor) -> list[Attestation |
     becomes a Rejection. Raises only what means that nobody knows: UnavailableError, AccessDeniedError.
     """
     bundles = places.read_bundles(
-        source, subject, partial(_open_bundle, source, subject), is_likely=lambda kind: kind != SIGN_PREDICATE
+        source, subject, partial(_open_bundle, source, subject), is_likely=is_likely_attestation
     )
     tag = simple_signing.attestation_tag(subject.digest)
     return [*bundles, *places.read_layers(source, tag, partial(_open_layer, source, subject))]

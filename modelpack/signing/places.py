@@ -10,7 +10,7 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -89,19 +89,30 @@ def read_bundles(
         return
     unique = list({descriptor.digest: descriptor for descriptor in advertised}.values())
 
-    # What is advertised is a claim (cosign 3.1.1 itself writes a wrong artifactType), so every one is opened; but what
-    # says that it is wanted goes first, so that a heap of others cannot push it over the limit.
-    def order(descriptor: Descriptor) -> tuple[bool, bool]:
-        is_bundle = (descriptor.artifact_type or "").startswith(_BUNDLE_PREFIX)
-        return not is_bundle, not is_likely(descriptor.annotations.get(PREDICATE_TYPE_ANNOTATION))
-
-    for descriptor in sorted(unique, key=order)[:MAX_REFERRERS]:
+    for descriptor in _likely_first(unique, is_likely)[:MAX_REFERRERS]:
         where = f"referrer {descriptor.digest}"
         found = _guarded(where, partial(_read_referrer, source, subject, descriptor, where, read))
         if found is not None:
             yield found
     if len(unique) > MAX_REFERRERS:
         yield Rejection("referrers", f"{len(unique)} referrers; only {MAX_REFERRERS} were read")
+
+
+def worth_copying(advertised: Iterable[Descriptor], *orders: Callable[[str | None], bool]) -> list[Descriptor]:
+    """Of the referrers of one artifact, the 100 that ``read_bundles`` reads by each of the ``orders`` of likelihood."""
+    unique = list({descriptor.digest: descriptor for descriptor in advertised}.values())
+    chosen = [one for is_likely in orders for one in _likely_first(unique, is_likely)[:MAX_REFERRERS]]
+    return list({descriptor.digest: descriptor for descriptor in chosen}.values())
+
+
+def _likely_first(advertised: Iterable[Descriptor], is_likely: Callable[[str | None], bool]) -> list[Descriptor]:
+    # What is advertised is a claim (cosign 3.1.1 itself writes a wrong artifactType), so every one is opened; but what
+    # says that it is wanted goes first, so that a heap of others cannot push it over the limit.
+    def order(descriptor: Descriptor) -> tuple[bool, bool]:
+        is_bundle = (descriptor.artifact_type or "").startswith(_BUNDLE_PREFIX)
+        return not is_bundle, not is_likely(descriptor.annotations.get(PREDICATE_TYPE_ANNOTATION))
+
+    return sorted(advertised, key=order)
 
 
 def _read_referrer(

@@ -6,7 +6,7 @@
 Nothing here decides whether a signer is trusted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -120,9 +120,7 @@ def find_signatures(source: Source, subject: Descriptor) -> list[Candidate]:
     Bounded: at most 100 referrers and 100 layers, 4 MiB a manifest or bundle. What is broken, foreign or about
     something else becomes a Rejection. Raises only what means that nobody knows: UnavailableError, AccessDeniedError.
     """
-    bundles = places.read_bundles(
-        source, subject, partial(_open_bundle, source, subject), is_likely=lambda kind: kind in (None, SIGN_PREDICATE)
-    )
+    bundles = places.read_bundles(source, subject, partial(_open_bundle, source, subject), is_likely=_is_likely)
     tag = simple_signing.signature_tag(subject.digest)
     candidates: list[Candidate] = [
         *bundles,
@@ -131,6 +129,19 @@ def find_signatures(source: Source, subject: Descriptor) -> list[Candidate]:
     if not any(isinstance(candidate, Signature) for candidate in candidates):
         candidates += _tagged_attestations(source, subject)
     return candidates
+
+
+def worth_copying(advertised: Iterable[Descriptor]) -> list[Descriptor]:
+    """Of the referrers of one artifact, those that verification reads if there are more than it reads."""
+    return places.worth_copying(advertised, _is_likely, is_likely_attestation)
+
+
+def is_likely_attestation(advertised_type: str | None) -> bool:
+    return advertised_type != SIGN_PREDICATE
+
+
+def _is_likely(advertised_type: str | None) -> bool:
+    return advertised_type in (None, SIGN_PREDICATE)
 
 
 def _schemes_signed(source: Source, subject: Descriptor, key: PrivateKey, claims: Claims) -> set[Scheme]:

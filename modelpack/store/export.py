@@ -14,9 +14,10 @@ from modelpack.store.ingest import check_space, copy_contents, disk_errors, shar
 
 
 def check_export(blobs: Blobs, files: Mapping[str, Digest], directory: Path) -> None:
-    """Raises InvalidInputError where a file of another content is in the way."""
-    if directory.exists() and not directory.is_dir():
-        raise InvalidInputError(f"{directory} is not a folder")
+    """Raises InvalidInputError where a file of another content, or one in place of a folder, is in the way."""
+    nearest = next((place for place in (directory, *directory.parents) if _is_there(place)), None)
+    if nearest is not None and not nearest.is_dir():
+        raise InvalidInputError(f"{nearest} is not a folder")
     for name, digest in files.items():
         path = directory / name
         if _is_there(path) and not _holds(blobs, path, digest):

@@ -323,12 +323,16 @@ class Store:
 
     # For the repositories of this store
 
-    def hold(self, digest: Digest) -> int | None:
-        """Keep a blob from being pruned while this process works with it. Returns its size, None when it is missing."""
+    def hold(self, digest: Digest, *, if_present: bool = False) -> int | None:
+        """Keep a blob from being pruned while this process works with it. Returns its size, None when it is missing.
+        A missing one is held for when it comes, unless the caller only asks: ``if_present``.
+        """
         with self.locked(shared=True):
-            with self._unless_read_only():
-                self._lease.hold(digest)
-            return self.blobs.size(digest)
+            size = self.blobs.size(digest)
+            if size is not None or not if_present:
+                with self._unless_read_only():
+                    self._lease.hold(digest)
+            return size
 
     def release(self, digests: Iterable[Digest]) -> None:
         """These blobs are in a manifest now."""

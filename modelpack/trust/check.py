@@ -14,10 +14,10 @@ from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source
 from modelpack.policy import Policy, Rule
-from modelpack.signing.candidate import Rejection, Signature
+from modelpack.signing.candidate import Claims, Rejection, Signature
 from modelpack.signing.signature import find_signatures
 from modelpack.trust.conditions import first_of, require_attested, require_licenses
-from modelpack.trust.judge import Counted, Judge, claims_fault
+from modelpack.trust.judge import Counted, Judge, claims_fault, is_about
 from modelpack.trust.verdict import Attested, Verdict
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,12 @@ class _Tally:
         self.rule = rule
         self.policy = policy
         self.counted: dict[str, tuple[Counted, Signature]] = {}
+        self.claims: list[Claims] = []
         self.rejections: list[Rejection] = []
         self.is_any_verified = False
 
     def count(self, counted: Counted, signature: Signature) -> None:
+        self.claims.append(signature.claims)
         # One key that signed in both forms, or under two names, is one signer; its newest claim speaks for it.
         present = self.counted.get(counted.id)
         if present is None or _made(signature) > _made(present[1]):
@@ -122,7 +124,9 @@ class _Tally:
             checked_at=now,
             signers=tuple(one.signer for _, (one, _) in sorted(self.counted.items())),
             formats=tuple(sorted({signature.scheme for _, signature in self.counted.values()})),
-            signed_at=max((claim.signed_at for claim in claims if claim.signed_at), default=None),
+            signed_at=max(
+                (one.signed_at for one in self.claims if one.signed_at and is_about(one, reference)), default=None
+            ),
             valid_until=min((end for end in ends if end), default=None),
             attestations=tuple(attested),
             rejections=tuple(self.rejections),

@@ -91,15 +91,25 @@ def claims_fault(claims: Claims, rule: Rule, reference: Reference, *, now: datet
     return fault
 
 
+def is_about(claims: Claims, reference: Reference) -> bool:
+    """Whether a signature can say how new what ``reference`` names is: one that was made for another tag cannot.
+
+    Else an old artifact that was signed again for a tag of its own would pass for a new one under every tag. Which
+    repository it names is for a rule's ``require_ref`` to ask: a mirror keeps the signatures of the original.
+    """
+    if claims.reference is None or (reference.digest and not reference.tag):
+        return True
+    tag = _split_tag(claims.reference)[1]
+    return tag is None or tag == (reference.tag or DEFAULT_TAG)
+
+
 def _reference_fault(signed: str | None, name: str, wanted: Reference) -> str | None:
     # Who asks for a digest alone names no tag, so only the repository can be compared.
     is_tag_named = wanted.tag is not None or wanted.digest is None
     if signed is None:
         return "it is not bound to a reference"
-    repository, colon, _ = signed.rpartition(":")
-    is_bound_to_tag = bool(colon) and "/" not in signed[len(repository) :]
     if not is_tag_named:
-        repository = repository if is_bound_to_tag else signed
+        repository, _ = _split_tag(signed)
         return None if repository == name else f"it was made for {signed!r:.120}, not for {name}"
     tagged = f"{name}:{wanted.tag or DEFAULT_TAG}"
     if signed == tagged:
@@ -107,6 +117,12 @@ def _reference_fault(signed: str | None, name: str, wanted: Reference) -> str | 
     if signed == name:
         return f"it is not bound to a tag, and {tagged} was asked for"
     return f"it was made for {signed!r:.120}, not for {tagged}"
+
+
+def _split_tag(signed: str) -> tuple[str, str | None]:
+    """What a signature is bound to: a repository, and a tag if it names one; a registry's port is none."""
+    repository, colon, tag = signed.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (signed, None)
 
 
 def _age_fault(signed_at: datetime | None, max_age: timedelta, now: datetime) -> str | None:

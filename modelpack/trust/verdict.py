@@ -41,8 +41,9 @@ class Verdict:
     """Why an artifact may be used: what the store keeps as a receipt, and what ``--json`` shows.
 
     ``signers`` is empty where nothing was verified: the policy let it pass, or a person did (``is_verified``).
-    ``signed_at`` is the newest claim among the signatures that counted; ``valid_until`` the first moment at which one
-    of them stops counting (a signature's expiry, a key's ``not_after``, a rule's ``max_age``).
+    ``signed_at`` is the newest claim among the signatures that counted, those made for another tag left out;
+    ``valid_until`` the first moment at which one of them stops counting (a signature's expiry, a key's ``not_after``, a
+    rule's ``max_age``).
     """
 
     reference: str

@@ -1,5 +1,6 @@
 """Every failure: one clear sentence, one next step, the promised exit code, and nothing half-written."""
 
+import errno
 import os
 import shutil
 import signal
@@ -7,10 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
+from fakes.artifacts import put_cncf_model
 
 from modelpack.cli import failures
+from modelpack.oci.reference import Reference
+from modelpack.receipt import Receipt, write_receipt
+from modelpack.store import Store
+from modelpack.trust import Verdict
+
+NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 
 
 def tree(path):
@@ -191,6 +200,64 @@ def test_a_reader_that_has_seen_enough_is_no_failure(environment):
         check=False,
     )
     assert process.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("modelpack run tiny:v1 < binary", "standard input is not UTF-8 text"),
+        (r"modelpack run tiny:v1 $'a\xff'", "PROMPT is not UTF-8 text"),
+        (r"modelpack run tiny:v1 --system $'a\xff' Hello", "--system is not UTF-8 text"),
+        ("modelpack serve --port 0 --api-key-file empty", "empty holds no key"),
+        ("modelpack serve --port 0 --api-key-file binary", "binary is not UTF-8 text"),
+        (r"MODELPACK_API_KEY=$'\xff' modelpack serve --port 0", "MODELPACK_API_KEY is not UTF-8 text"),
+        ("modelpack bundle save tiny:v1 -o folder", "folder is a folder, not a file"),
+        ("modelpack bundle save tiny:v1 -o empty/x.tar", "empty: File exists"),
+        ("modelpack copy store:tiny:v1 oci-archive:folder", "folder is a folder, not a file"),
+        ("modelpack sign tiny:v1 --key author.key --bundle folder", "folder: Is a directory"),
+        ("modelpack sign tiny:v1 --key author.key --bundle empty/x", "empty: File exists"),
+        ("modelpack keygen --no-password --out empty/x", "empty: File exists"),
+        ("modelpack list --store /proc/x", "/proc/x: No such file or directory"),
+        ("modelpack list --store empty/x", "empty/x: Not a directory"),
+    ],
+)
+def test_a_slip_of_the_hand_is_no_bug_of_ours(environment, home, tmp_path, key_pair, line, said):
+    store = Store.open(home / ".local/share/modelpack")
+    put_cncf_model(store, "tiny:v1", b"GGUF")
+    tiny = store.find(Reference.parse("tiny:v1"))
+    write_receipt(
+        store, tiny.descriptor, Receipt(tiny.reference, Verdict.skipped(tiny.reference, tiny.descriptor, now=NOW))
+    )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"a\xff")
+
+    process = subprocess.run(
+        ["bash", "-c", f'modelpack() {{ "{sys.executable}" -m modelpack "$@"; }}; {line}'],
+        env={**environment, "MODELPACK_PASSWORD": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert process.returncode == 2, process.stderr
+    error, *hint = process.stderr.splitlines()
+    assert said in error
+    assert len(hint) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(errno.EACCES, 4), (errno.EPERM, 4), (errno.EISDIR, 2), (errno.ENOTDIR, 2), (errno.EEXIST, 2), (errno.ENOENT, 2)],
+)
+def test_an_error_of_the_machine_names_the_place_that_a_person_named(code, exit_code):
+    failure = failures.explain_os_error(OSError(code, os.strerror(code), ".x.tmp", None, "x"))
+
+    assert failure is not None
+    assert (failure.exit, failure.message) == (exit_code, f"x: {os.strerror(code)}")
+    assert failure.hint
 
 
 def test_every_exit_code_of_the_table_is_in_the_readme():

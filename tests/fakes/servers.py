@@ -25,6 +25,7 @@ class _Server(uvicorn.Server):
 def running_registry(store: Store, *, read_only: bool = False, account: Account | None = None) -> Iterator[str]:
     """The embedded registry over ``store`` on a free loopback port; yields ``127.0.0.1:PORT``."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as ``serve`` does
         app = create_app(store, read_only=read_only, loopback_only=True, account=account)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2)
         server = _Server(config)

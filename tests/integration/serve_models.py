@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modelpack.engine.worker import WorkerOptions
 from modelpack.errors import NotFoundError, UntrustedError
+from modelpack.oci.reference import Reference
 from modelpack.server.app import ServerOptions, serve
 from modelpack.server.models import ModelEntry
 
@@ -21,6 +22,7 @@ class Models:
         return [ModelEntry(name, created=1_700_000_000, digest="sha256:" + "0" * 64) for name in sorted(self._paths)]
 
     def path(self, name: str) -> Path:
+        Reference.parse(name)
         if name not in self._paths:
             raise NotFoundError(f"there is no model {name!r}")
         if name == "untrusted":

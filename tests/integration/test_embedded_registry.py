@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from modelpack.oci.manifest import (
     image_manifest,
 )
 from modelpack.store import Store
+from modelpack.store.leases import held_digests
 
 ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 16
@@ -168,6 +170,25 @@ def test_a_cancelled_upload_is_gone(client: Client, store: Store) -> None:
     assert list(store.partials.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE"])
+def test_who_waited_for_an_upload_to_end_finds_none(client: Client, store: Store, method: str) -> None:
+    location = client("POST", "/v2/me/tiny/blobs/uploads/").headers["Location"]
+    host, port = client.address.split(":")
+    with socket.create_connection((host, int(port))) as finishing, ThreadPoolExecutor() as threads:
+        head = f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: {client.address}\r\nContent-Length: 4096\r\n\r\n"
+        finishing.sendall(head.encode() + CONTENT[:1500])
+        time.sleep(0.2)
+        path = f"{location}?digest={DIGEST}" if method == "PUT" else location
+        late = threads.submit(client, method, path, b"more" if method != "DELETE" else None)
+        time.sleep(0.2)
+        assert not late.done(), "it has to wait"
+        finishing.sendall(CONTENT[1500:])
+        assert finishing.recv(100).startswith(b"HTTP/1.1 201")
+        assert (late.result().status, late.result().code) == (404, "BLOB_UPLOAD_UNKNOWN")
+    store.rehash(Descriptor.of(CONTENT, OCTETS))
+    assert list(store.partials.iterdir()) == []
+
+
 def test_a_connection_that_breaks_loses_nothing_that_arrived(client: Client) -> None:
     location = client("POST", "/v2/me/tiny/blobs/uploads/").headers["Location"]
     host, port = client.address.split(":")
@@ -199,6 +220,15 @@ def test_a_blob_can_be_mounted_from_another_repository(client: Client) -> None:
     absent = client("POST", f"/v2/you/copy/blobs/uploads/?mount={Digest.of(b'absent')}&from=me/tiny")
     assert absent.status == 202
     assert "/v2/you/copy/blobs/uploads/" in absent.headers["Location"]
+
+
+def test_asking_for_what_is_missing_holds_nothing(client: Client, store: Store) -> None:
+    absent = Digest.of(b"absent")
+    client.push_blob(CONTENT)
+    assert client("HEAD", f"/v2/me/tiny/blobs/{absent}").status == 404
+    assert client("POST", f"/v2/you/copy/blobs/uploads/?mount={absent}&from=me/tiny").status == 202
+    assert client("HEAD", f"/v2/me/tiny/blobs/{DIGEST}").status == 200
+    assert held_digests(store.root / "locks") == {Digest(DIGEST)}
 
 
 def test_a_manifest_needs_its_blobs(client: Client) -> None:
@@ -355,6 +385,22 @@ def test_a_web_page_whose_name_points_here_is_refused(client: Client) -> None:
         assert client(method, path, Host="evil.example:5000").status == 421
     assert client("GET", "/v2/", Host="localhost:5000").status == 200
     assert client("GET", "/v2/", Host="[::1]:5000").status == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:1", "null", "", "http://"])
+def test_a_page_of_another_site_writes_nothing(client: Client, store: Store, origin: str) -> None:
+    client.push_model(CONTENT, "v1")
+    for method, path in (
+        ("POST", f"blobs/uploads/?digest={Digest.of(b'x')}"),
+        ("PUT", "manifests/v2"),
+        ("PATCH", "blobs/uploads/1"),
+        ("DELETE", "manifests/v1"),
+    ):
+        answer = client(method, f"/v2/me/tiny/{path}", b"x", Origin=origin)
+        assert (answer.status, answer.code) == (403, "DENIED")
+    assert client("GET", "/v2/me/tiny/tags/list", Origin=origin).json["tags"] == ["v1"]
+    own = client("POST", "/v2/me/tiny/blobs/uploads/", Origin=f"http://{client.address}")
+    assert own.status == 202
 
 
 SERVER = """

@@ -220,3 +220,21 @@ def test_keyless_from_a_ci_job_to_a_developer(modelpack, publisher, name, home, 
     refused = modelpack("verify", "--local", "--no-smoke", name)
     assert refused.code == 6
     assert "by another identity" in refused.stderr
+
+
+def test_an_old_artifact_signed_again_for_another_tag_is_no_news_of_this_one(modelpack, publisher, name, trusted):
+    old = publisher.publish(b"GGUF old", hours_ago=3)
+    publisher.publish(b"GGUF new", hours_ago=2)
+    assert modelpack("pull", name).code == 0
+    publisher.publish(b"GGUF old")
+    repository = publisher.store.repository(publisher.reference.repository)
+    stable = publisher.reference.with_tag("stable")
+    sign(repository, stable, repository.resolve("v1"), publisher.key, signed_at=datetime.now(UTC))
+
+    refused = modelpack("pull", name)
+
+    assert refused.code == 6, refused.stderr
+    assert "was verified as this tag before" in refused.stderr
+    assert "error[" in refused.stderr
+    repository.put_manifest(repository.fetch_manifest(repository.resolve(old)), tag="stable")
+    assert modelpack("pull", str(stable)).code == 0, "under the tag that it was signed for it is new"

@@ -199,8 +199,17 @@ def test_a_prompt_beyond_the_context_is_a_400_and_not_cut(server: RunningServer,
         ({"model": "tiny", "messages": [], "temperature": "hot"}, 400, "temperature"),
         ({"model": "tiny", "messages": HELLO, "n": 3}, 400, "n must be 1"),
         (b" " * 100_001, 413, "larger"),
+        *(
+            (b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "x": %b}' % value, 400, "not JSON")
+            for value in (b'"\\ud800"', b'{"\\udfff": 1}', b'"\xed\xa0\x80"', b"NaN", b"-Infinity", b"1e400")
+        ),
+        ({"model": "tiny", "messages": HELLO, "grammar": "(((("}, 400, "grammar"),
+        ({"model": "A:b:c", "messages": HELLO}, 400, "is not a"),
     ],
-    ids=["text", "array", "deep", "no model", "messages", "temperature", "n", "huge"],
+    ids=[
+        *("text", "array", "deep", "no model", "messages", "temperature", "n", "huge"),
+        *("surrogate", "surrogate key", "raw surrogate", "NaN", "infinity", "1e400", "grammar", "malformed name"),
+    ],
 )
 def test_a_malformed_request_is_refused_in_the_shape_of_the_api(
     server: RunningServer, body: Any, status: int, message: str
@@ -211,6 +220,15 @@ def test_a_malformed_request_is_refused_in_the_shape_of_the_api(
     assert message in answer["error"]["message"]
     assert answer["error"]["type"] == "invalid_request_error"
     assert "site-packages" not in json.dumps(answer)
+
+
+def test_a_schema_still_shapes_the_answer(server: RunningServer):
+    schema = {"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"]}
+    wanted: Any = {"type": "json_object", "schema": schema}
+
+    answer = server.client.chat.completions.create(model="tiny", messages=HELLO, temperature=0, response_format=wanted)
+
+    assert json.loads(answer.choices[0].message.content or "") == {"a": "b"}
 
 
 def test_what_does_not_exist_is_refused_in_the_shape_of_the_api(server: RunningServer):

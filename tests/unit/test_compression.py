@@ -1,6 +1,7 @@
 """Decompression stays within what was declared."""
 
 import gzip
+import random
 import sys
 
 import pytest
@@ -60,6 +61,22 @@ def test_a_bomb_is_refused_long_before_its_limit(compression):
         explode()
     assert sum(sizes) < 200 << 20
     assert max(sizes) <= 1 << 20
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_a_swarm_of_tiny_members_is_refused(compression):
+    tiny = PACK[compression](b"")
+
+    assert unpack(tiny * 1000, compression) == b""
+    with pytest.raises(InvalidContentError, match="too many for its size"):
+        list(decompressed(iter([tiny * (1 << 16)]), compression, limit=1 << 30))
+
+
+def test_a_large_layer_may_have_thousands_of_members():
+    # As bgzip and eStargz write them; of bytes that do not shrink, as weights hardly do.
+    member = gzip.compress(random.Random(1).randbytes(32 << 10), 1)
+
+    assert len(unpack(member * 2000, "gzip")) == 2000 * (32 << 10)
 
 
 @pytest.mark.parametrize("compression", PACK)

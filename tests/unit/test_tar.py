@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import tarfile
+import time
 
 import pytest
 from fakes.tars import entry, in_pieces, make_tar
@@ -127,6 +128,35 @@ def test_a_malformed_extended_header_is_refused(record):
         read(resum(header) + record.ljust(512, b"\0") + b"\0" * 2048)
 
 
+def test_no_file_has_more_than_three_extended_headers():
+    long = b"x" * 300
+    extension = make_tar(entry("x", b"1", pax_headers={"comment": "y"}))[:1024]
+    gnu = make_tar(entry(long.decode(), b"1"), format_=tarfile.GNU_FORMAT)
+
+    assert read(extension * 2 + gnu) == {long.decode(): b"1"}
+    assert list(read(extension * 3 + make_tar(entry("a", b"1")))) == ["a"]
+    with pytest.raises(InvalidContentError, match="more than 3 extended headers"):
+        read(extension * 3 + gnu)
+
+
+def test_what_else_an_extended_header_says_is_neither_kept_nor_judged():
+    records = b"14 xattr=\xff\xfe=\n\n16 path=renamed\n"
+    header = bytearray(make_tar(entry("x", b"1", pax_headers={"comment": "y"}))[:512])
+    header[124:136] = b"%011o\0" % len(records)
+    extension = resum(header) + records.ljust(512, b"\0")
+
+    assert tar._extensions(b"x", records) == {"path": "renamed"}
+    assert read(extension + make_tar(entry("a", b"1"))) == {"renamed": b"1"}
+
+
+def test_an_extended_header_of_many_records_is_read_in_one_pass():
+    # Where each record copies the rest, these take many seconds.
+    records = b"6 a=b\n" * 100_000
+    began = time.process_time()
+    assert tar._extensions(b"x", records) == {}
+    assert time.process_time() - began < 2
+
+
 def test_a_global_header_that_renames_everything_is_refused():
     header = bytearray(make_tar(entry("x", b"1", pax_headers={"comment": "y"}))[:512])
     record = b"16 path=../evil\n"
@@ -135,9 +165,10 @@ def test_a_global_header_that_renames_everything_is_refused():
         read(resum(header) + record.ljust(512, b"\0"))
 
 
-def test_a_sparse_file_is_refused():
+@pytest.mark.parametrize("key", ["GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.numblocks"])
+def test_a_sparse_file_is_refused(key):
     with pytest.raises(InvalidContentError, match="sparse"):
-        read(make_tar(entry("x", b"1", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})))
+        read(make_tar(entry("x", b"1", pax_headers={key: "1"})))
 
 
 @given(st.binary(max_size=1200))

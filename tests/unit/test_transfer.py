@@ -12,7 +12,8 @@ import pytest
 from fakes.registry import FakeRegistry
 
 from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError, RegistryRefusedError
-from modelpack.oci.manifest import Descriptor, Manifest, image_index
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import EMPTY_CONFIG, Descriptor, Manifest, image_index, image_manifest
 from modelpack.oci.target import read_whole
 from modelpack.progress import SILENT, Step
 from modelpack.registry.client import Repository, connect
@@ -105,6 +106,48 @@ def test_signatures_and_what_refers_to_them_come_along(here: FakeRegistry, there
     assert there.tags == here.tags
     for referrer in (signature, stamp):
         assert ("me/tiny", str(referrer.digest)) in there.manifests
+
+
+class Warned:
+    """A Progress that keeps what a person must not miss."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.step, self.note = SILENT.step, SILENT.note
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def test_more_referrers_than_verification_reads_are_left_behind_with_a_warning(
+    here: FakeRegistry, there: FakeRegistry
+) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    for number in range(120):
+        here.add_artifact("me/tiny", b"rubbish %d" % number, subject=model.descriptor)
+    kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
+    signature = here.add_artifact("me/tiny", b"bundle", subject=model.descriptor, artifact_type=kind)
+    source, progress = open_repository(here), Warned()
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1", progress=progress)
+
+    assert (result.referrers_copied, len(result.referrers_left)) == (100, 21)
+    assert ("me/tiny", str(signature.digest)) in there.manifests, "what may be a signature goes first"
+    assert progress.warnings == [f"21 that refer to {model.digest} are too many or too large: left behind"]
+
+
+def test_a_referrer_that_outweighs_its_artifact_is_left_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    small = here.add_artifact("me/tiny", b"small", subject=model.descriptor)
+    for subject, tag in ((model.descriptor, None), (None, legacy_tag(model, "sig"))):
+        heavy = Descriptor(media_type="application/octet-stream", digest=Digest.of(b"?"), size=1 << 40)
+        here.add_manifest("me/tiny", image_manifest(config=EMPTY_CONFIG, layers=[heavy], subject=subject), tag=tag)
+    source = open_repository(here)
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert (result.referrers_copied, len(result.referrers_left)) == (1, 2)
+    assert {digest for _, digest in there.manifests} == {str(model.digest), str(small.digest)}
 
 
 def test_referrers_stay_behind_when_told_so(here: FakeRegistry, there: FakeRegistry) -> None:

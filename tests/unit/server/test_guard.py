@@ -37,13 +37,34 @@ def test_beyond_loopback_and_on_a_unix_socket_any_name_may_lead_here():
         assert response.status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example:8080"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example:8080",
+        "http://localhost:3000",  # somebody else's development server
+        "http://localhost",
+        "http://localhost:x",
+        "ftp://localhost:8080",
+    ],
+)
 def test_a_page_of_another_origin_is_refused(origin: str):
     assert client().get("/v1/models", headers={"origin": origin}).status_code == 403
 
 
-def test_a_page_of_our_own_is_served():
-    assert client().get("/v1/models", headers={"origin": "http://localhost:8080"}).status_code == 200
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:8080", "localhost:8080"),
+        ("http://[::1]:8080", "[::1]:8080"),
+        ("http://localhost", "localhost"),
+        ("http://localhost", "localhost:80"),
+        ("https://localhost", "localhost"),  # a proxy before us that speaks TLS
+    ],
+)
+def test_a_page_of_our_own_is_served(origin: str, host: str):
+    assert client().get("/v1/models", headers={"origin": origin, "host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic key", "key", "Bearer ключ".encode()])

@@ -3,7 +3,7 @@ import pytest
 from modelpack.server.errors import RequestRefusedError
 from modelpack.server.requests import prepare, wants_usage
 
-KNOWN = ["messages", "max_tokens", "model", "n", "prompt", "repeat_penalty", "stream", "temperature"]
+KNOWN = ["grammar", "messages", "max_tokens", "model", "n", "prompt", "repeat_penalty", "stream", "temperature"]
 
 
 def test_what_the_worker_knows_goes_through_and_the_rest_is_named():
@@ -29,6 +29,8 @@ def test_a_repetition_penalty_that_is_asked_for_stays():
     [
         ({"n": 2}, "n"),
         ({"best_of": 3}, "best_of"),
+        ({"grammar": "(((("}, "grammar"),  # kills llama.cpp
+        ({"grammar": ""}, "grammar"),
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 5}, "logprobs"),
         ({"prompt": ["a", "b"]}, "prompt"),
@@ -36,7 +38,7 @@ def test_a_repetition_penalty_that_is_asked_for_stays():
         ({"encoding_format": "hex"}, "encoding_format"),
     ],
 )
-def test_what_would_be_ignored_in_silence_is_refused(body: dict[str, object], parameter: str):
+def test_what_would_be_ignored_in_silence_or_crash_is_refused(body: dict[str, object], parameter: str):
     with pytest.raises(RequestRefusedError) as refused:
         prepare(body, KNOWN)
 

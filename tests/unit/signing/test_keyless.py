@@ -101,6 +101,20 @@ def test_one_flipped_bit_anywhere_that_counts_is_found(path):
         KeylessVerifier().verify(evidence(json.dumps(document).encode()))
 
 
+@pytest.mark.parametrize("borrowed", ["tlogEntries", "certificate"])
+def test_a_genuine_certificate_with_the_genuine_log_entry_of_another_signature_is_found(borrowed):
+    """Both bundles verify by the same public instance; what one of them borrows from the other is sound by itself."""
+    ours, theirs = (
+        json.loads((DATA / f"{name}.sigstore.json").read_bytes())
+        for name in ("happy-path-intoto-in-dsse-v3", "oci-attestation")
+    )
+    material = ours["verificationMaterial"]
+    material[borrowed] = theirs["verificationMaterial"][borrowed]
+
+    with pytest.raises(InvalidSignatureError, match="keyless"):
+        KeylessVerifier().verify(evidence(json.dumps(ours).encode()))
+
+
 def test_what_was_verified_must_be_what_was_read():
     raw = (DATA / "oci-attestation.sigstore.json").read_bytes()
     given = evidence(raw)

@@ -15,6 +15,7 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import EMPTY_CONFIG, image_index
 from modelpack.oci.reference import Reference
 from modelpack.store import Store, locks
+from modelpack.store.leases import held_digests
 
 REF = Reference.parse
 
@@ -155,6 +156,14 @@ def test_prune_leaves_what_this_process_holds(store: Store) -> None:
     store.release([orphan.digest])
     gone = Store.open(store.root).prune(grace=timedelta(0))
     assert [digest for digest, _ in gone.blobs] == [orphan.digest]
+
+
+def test_who_only_asks_holds_what_is_there_and_nothing_else(store: Store) -> None:
+    orphan = store.write_small(b"of a build", "text/plain")
+    store.release([orphan.digest])
+    assert store.hold(Digest.of(b"absent"), if_present=True) is None
+    assert store.hold(orphan.digest, if_present=True) == orphan.size
+    assert held_digests(store.root / "locks") == {orphan.digest}
 
 
 def test_what_became_needed_since_the_plan_stays(store: Store) -> None:
