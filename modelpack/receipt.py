@@ -54,6 +54,8 @@ class Receipt:
 
 def write_receipt(store: Store, descriptor: Descriptor, receipt: Receipt) -> None:
     before = read_receipt(store, descriptor)
+    if receipt.is_skipped and before and not before.is_skipped:
+        return  # what is known already is worth more than not having looked
     document: dict[str, Any] = {"reference": str(receipt.reference), "locked": receipt.is_locked}
     if receipt.is_built or (before and before.is_built):
         document["built"] = True
@@ -192,7 +194,7 @@ def _promised(store: Store, reference: Reference, descriptor: Descriptor, held: 
 
     One artifact may be pulled under several names, each with a promise of its own.
     """
-    if held is None or reference == held.reference:
+    if held is None or held.verdict is None or reference == held.reference:
         return reference
     known = None if reference.digest else store.memory.recall(reference.tagged)
     return reference if known and known.get("digest") == str(descriptor.digest) else held.reference

@@ -68,6 +68,9 @@ def check_options(options: WeightsOptions, quantizations: Sequence[Quantization]
     """Before any work: what can only fail later. Raises UnsupportedError, InvalidInputError, NotFoundError."""
     if options.imatrix and options.imatrix_text:
         raise InvalidInputError("an importance matrix is either given or computed, not both")
+    unbuilt = set(options.gates.by_quantization) - {quantization.name for quantization in quantizations}
+    if unbuilt and quantizations:
+        raise InvalidInputError(f"--gate names {min(unbuilt)}, which is not built here")
     for quantization in quantizations:
         if quantization.needs_importance_matrix and not options.has_imatrix:
             raise UnsupportedError(

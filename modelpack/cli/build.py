@@ -83,8 +83,10 @@ def build(
         return
     if oms_key and format_ == "docker":
         raise InvalidInputError("Docker's format has no place for model.sig: --oms goes with --format cncf")
-    private = load_private_key(app, key, password_file) if key else None
-    file_key = private if oms_key == key else load_private_key(app, oms_key, password_file) if oms_key else None
+    private = load_private_key(app, key, password_file) if key is not None else None
+    file_key = private
+    if oms_key != key:
+        file_key = load_private_key(app, oms_key, password_file) if oms_key is not None else None
     started = datetime.now(UTC)
     built = run_build(
         plan,

@@ -1,5 +1,6 @@
 """modelpack index: the variants of a model under one tag (image specification 1.1, image-index.md)."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -49,6 +50,9 @@ def create(app: App, reference: str, sources: tuple[str, ...], remote: bool, pla
     if wanted.digest:
         raise InvalidInputError(f"{reference} has a digest; an index makes its own")
     target: Target = _place(app, wanted, remote=remote, plain_http=plain_http, push=True)
+    with contextlib.suppress(NotFoundError):
+        if not target.fetch_manifest(target.resolve(wanted.selector)).is_index:
+            raise InvalidInputError(f"{wanted} names a model already; give the index a tag of its own")
     entries = []
     for text in dict.fromkeys(sources):
         named = Reference.parse(text)

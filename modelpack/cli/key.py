@@ -9,7 +9,7 @@ import click
 
 from modelpack.cli.app import App, command
 from modelpack.cli.places import MAX_KEY_SIZE
-from modelpack.errors import InvalidKeyError, NotFoundError
+from modelpack.errors import InvalidInputError, InvalidKeyError, NotFoundError
 from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
@@ -128,6 +128,9 @@ def _known_password(app: App, file: Path | None) -> bytes | None:
 
 def _read_key(app: App, place: str) -> tuple[bytes, int | None]:
     """The key's PEM, and the permissions of the file that it lies in."""
+    if not place:
+        # An unset variable in a script must not turn signing off.
+        raise InvalidInputError("the name of the key is empty")
     if place.startswith("env:"):
         name = place.removeprefix("env:").removeprefix("//")
         pem = app.settings.environment.get(name, "").encode("utf-8", "surrogateescape")

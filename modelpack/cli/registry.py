@@ -45,7 +45,7 @@ def push(
     from modelpack.evidence.record import attest_build
     from modelpack.signing import signature
 
-    private = load_private_key(app, key, password_file) if key else None
+    private = load_private_key(app, key, password_file) if key is not None else None
     stored = app.store.find(Reference.parse(reference))
     if stored.reference.registry is None:
         raise InvalidInputError(

@@ -121,7 +121,7 @@ def smoke(
         reference, digest = str(path), None
         found = smoke_file(path, request.suite(), request.worker(), name=path.name, progress=app.progress)
     else:
-        private = load_private_key(app, attest_key, password_file) if attest_key else None
+        private = load_private_key(app, attest_key, password_file) if attest_key is not None else None
         stored = app.store.find(Reference.parse(model))
         require_trusted(app, stored.reference, stored.descriptor)
         reference, digest = str(stored.reference), str(stored.descriptor.digest)

@@ -80,7 +80,7 @@ def verify(
         raise InvalidInputError("--attest sends the report to the registry, which --local does not ask")
     if attest_key and (trust_only or no_smoke):
         raise InvalidInputError("--attest signs the smoke report, so the model has to be loaded")
-    private = load_private_key(app, attest_key, password_file) if attest_key else None
+    private = load_private_key(app, attest_key, password_file) if attest_key is not None else None
     wanted = Reference.parse(reference)
     rules = load_policy(app, keys, policy) or Policy.empty()
     now = datetime.now(UTC)

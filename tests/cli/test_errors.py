@@ -202,10 +202,12 @@ def test_a_reader_that_has_seen_enough_is_no_failure(environment):
     assert process.stderr == ""
 
 
+@pytest.mark.usefixtures("key_pair")
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("modelpack run tiny:v1 < binary", "standard input is not UTF-8 text"),
+        ("PYTHONIOENCODING=utf-8:strict modelpack run tiny:v1 < binary", "standard input is not UTF-8 text"),
         (r"modelpack run tiny:v1 $'a\xff'", "PROMPT is not UTF-8 text"),
         (r"modelpack run tiny:v1 --system $'a\xff' Hello", "--system is not UTF-8 text"),
         ("modelpack serve --port 0 --api-key-file empty", "empty holds no key"),
@@ -221,7 +223,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(environment):
         ("modelpack list --store empty/x", "empty/x: Not a directory"),
     ],
 )
-def test_a_slip_of_the_hand_is_no_bug_of_ours(environment, home, tmp_path, key_pair, line, said):
+def test_a_slip_of_the_hand_is_no_bug_of_ours(environment, home, tmp_path, line, said):
     store = Store.open(home / ".local/share/modelpack")
     put_cncf_model(store, "tiny:v1", b"GGUF")
     tiny = store.find(Reference.parse("tiny:v1"))
@@ -243,9 +245,11 @@ def test_a_slip_of_the_hand_is_no_bug_of_ours(environment, home, tmp_path, key_p
     )
 
     assert process.returncode == 2, process.stderr
-    error, *hint = process.stderr.splitlines()
+    assert "Traceback" not in process.stderr
+    error, hint = process.stderr.splitlines()[-2:]
+    assert error.startswith("error[")
     assert said in error
-    assert len(hint) == 1
+    assert hint.startswith("  next: ")
 
 
 @pytest.mark.parametrize(
@@ -266,3 +270,27 @@ def test_every_exit_code_of_the_table_is_in_the_readme():
     readme = (REPOSITORY / "README.md").read_text()
     for code, meaning in failures.EXIT_CODES.items():
         assert f"| {code} | {meaning} |" in readme
+
+
+@pytest.mark.parametrize("flag", ["--sign", "--oms"])
+def test_an_unset_variable_does_not_turn_signing_off(modelpack, tiny_checkpoint, flag):
+    result = modelpack("build", tiny_checkpoint, "-t", "a:v1", "--quant", "Q8_0", flag, "")
+
+    assert result.code == 2
+    assert "the name of the key is empty" in result.stderr
+
+
+def test_a_gate_for_what_is_not_built_is_a_mistake_and_not_a_gate(modelpack, tiny_checkpoint):
+    result = modelpack("build", tiny_checkpoint, "-t", "a:v1", "--quant", "Q4_K_M", "--gate", "Q8_0:max_kld=1")
+
+    assert result.code == 2
+    assert "names Q8_0, which is not built here" in result.stderr
+
+
+def test_an_index_does_not_take_the_tag_of_a_model(modelpack, tiny_checkpoint):
+    assert modelpack("build", tiny_checkpoint, "-t", "a:v1", "--quant", "Q8_0").code == 0
+
+    result = modelpack("index", "create", "a:v1", "a:v1-q8_0")
+
+    assert result.code == 2
+    assert "names a model already" in result.stderr
