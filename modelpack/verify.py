@@ -36,10 +36,14 @@ class VerifyReport:
     verdict: Verdict | None
     content: BytesReport | None = None
     smoke: SmokeReport | None = None
+    needs_gpu: bool = False
 
     @property
     def passed(self) -> bool:
-        return self.smoke is None or self.smoke.outcome in ("passed", "warned")
+        if self.smoke is None:
+            return True
+        ran_where_asked = not self.needs_gpu or (self.smoke.device is not None and self.smoke.device.is_gpu)
+        return self.smoke.outcome in ("passed", "warned") and ran_where_asked
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -112,7 +112,14 @@ def verify(
                 request.worker(),
                 progress=app.progress,
             )
-        report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict, content, smoke)
+        report = library.VerifyReport(
+            stored.reference,
+            stored.descriptor,
+            renewed.verdict,
+            content,
+            smoke,
+            needs_gpu=smoke is not None and request.is_missing_gpu(smoke),
+        )
     attested = None
     if private and report.smoke:
         place = (stored.reference, stored.descriptor)

@@ -213,7 +213,9 @@ def test_a_failed_prompt_is_7_with_a_whole_report(developer, published, key_pair
     report = result.json("verify")
     assert not report["passed"]
     assert report["smoke"]["cases"][0]["answer"] == "Hello! How can I help you today?"
-    assert developer("verify", published, "--key", key_pair[1], "--device", "gpu").code == 7
+    on_cpu = developer("verify", published, "--key", key_pair[1], "--device", "gpu", "--json")
+    assert on_cpu.code == 7
+    assert not on_cpu.json("verify")["passed"]
 
 
 def test_a_crash_of_llama_cpp_is_9_and_a_result(developer, published, key_pair):
