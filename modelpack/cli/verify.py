@@ -118,7 +118,7 @@ def verify(
             renewed.verdict,
             content,
             smoke,
-            needs_gpu=smoke is not None and request.is_missing_gpu(smoke),
+            missed_gpu=smoke is not None and request.is_missing_gpu(smoke),
         )
     attested = None
     if private and report.smoke:
