@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("-t", "--tag", "reference", required=True, help="Name of the model: [registry/]repository[:tag].")
 @click.option("--quant", "quantizations", multiple=True, help="Quantization, such as Q4_K_M; repeat for more variants.")
-@click.option("--format", "format_", default="cncf", show_default=True, help="Artifact format: cncf, docker or ollama.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["cncf", "docker", "ollama"]),
+    default="cncf",
+    show_default=True,
+    help="Artifact format.",
+)
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Where temporary files go.  [default: in the store]")
 @click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME), and attest.")
 @click.option("--oms", "oms_key", metavar="KEY", help="Add model.sig (OpenSSF Model Signing), signed with this key.")

@@ -1,5 +1,6 @@
 """modelpack key, and where commands get a private key from."""
 
+import contextlib
 import stat
 import sys
 from pathlib import Path
@@ -35,7 +36,13 @@ def load_private_key(app: App, place: str, password_file: Path | None) -> "Priva
         app.progress.warn(f"others may read the private key {place}: chmod 600 {place}")
     if mode is not None and not encrypted:
         app.progress.warn(f"the private key {place} is not encrypted")
-    return PrivateKey.load(pem, ask_password(app, password_file) if encrypted else None)
+    if not encrypted:
+        return PrivateKey.load(pem)
+    if _known_password(app, password_file) is None:
+        # keygen --no-password: nothing has to be asked for that opens without.
+        with contextlib.suppress(InvalidKeyError):
+            return PrivateKey.load(pem, b"")
+    return PrivateKey.load(pem, ask_password(app, password_file))
 
 
 def ask_password(app: App, file: Path | None, *, confirm: bool = False) -> bytes:

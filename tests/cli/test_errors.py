@@ -34,7 +34,7 @@ def tree(path):
         (["inspect", "file:missing.gguf"], 3, "missing.gguf", "next:"),
         (["build", "missing-folder", "-t", "a:v1"], 3, "missing-folder", "next:"),
         (["build", "TINY", "-t", "a:v1", "--quant", "Q9_X"], 2, "Q4_K_M", ""),
-        (["build", "TINY", "-t", "a:v1", "--format", "tarball"], 1, "there are cncf, docker", ""),
+        (["build", "TINY", "-t", "a:v1", "--format", "tarball"], 2, "'cncf', 'docker', 'ollama'", ""),
         (["build", "TINY", "-t", "a@sha256:" + "a" * 64], 2, "names a digest", "next:"),
         (["build", "TINY", "-t", "Upper:v1"], 2, "lower case", "next:"),
         (["push", "nothing:v1"], 3, "no nothing:v1", "next:"),

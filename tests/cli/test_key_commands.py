@@ -113,3 +113,9 @@ def test_no_upload_without_a_file_signs_for_nobody(modelpack, key_pair, stored):
 
     assert result.code == 2
     assert "--bundle" in result.stderr
+
+
+def test_a_key_without_a_password_is_not_asked_for_one(modelpack, tiny_checkpoint, key_pair):
+    result = modelpack("build", tiny_checkpoint, "-t", "a:v1", "--quant", "Q8_0", "--sign", key_pair[0])
+
+    assert result.code == 0, result.stderr

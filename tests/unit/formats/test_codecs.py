@@ -135,3 +135,10 @@ def test_licences_become_spdx_expressions():
     assert spdx("MIT") == "MIT"
     assert spdx("llama3.1") == "LicenseRef-llama3.1"
     assert spdx("my license!") == "LicenseRef-my-license-"
+
+
+def test_build_offers_every_format_that_is_written():
+    from modelpack.cli.build import build
+
+    (choice,) = [option.type for option in build.params if option.name == "format_"]
+    assert list(choice.choices) == [codec.name for codec in CODECS]
