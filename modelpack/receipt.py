@@ -108,10 +108,10 @@ def require_trusted(
     held = read_receipt(store, descriptor)
     if policy and descriptor.digest in policy.revoked:
         raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
-    if held and held.view_of:
-        return _require_original(store, reference, held.view_of, policy, now=now)
     if held and (held.is_built or (held.is_skipped and not (policy and policy.is_locked))):
         return held
+    if held and held.view_of:
+        return _require_original(store, reference, held.view_of, policy, now=now)
     promised = _promised(store, reference, descriptor, held)
     if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
         _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=held.is_locked)

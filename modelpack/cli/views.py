@@ -33,15 +33,16 @@ def export_view(app: App, reference: str, formats: tuple[str, ...]) -> None:
     from modelpack.receipt import Receipt, write_receipt
     from modelpack.views import export_view
 
-    stored, _ = _trusted_model(app, reference)
+    stored, held = _trusted_model(app, reference)
     views = [
         export_view(app.store, stored.reference, stored.descriptor, stored.model, name, progress=app.progress)
         for name in dict.fromkeys(formats)
     ]
     for view in views:
-        # Trusted as far as what it is a view of, and no longer.
-        original = stored.reference.with_digest(stored.descriptor.digest)
-        write_receipt(app.store, view.descriptor, Receipt(view.reference, verdict=None, view_of=original))
+        # Of what was built here, built here; of anything else, trusted as far as that is, and no longer.
+        original = None if held.is_built else stored.reference.with_digest(stored.descriptor.digest)
+        receipt = Receipt(view.reference, verdict=None, view_of=original, is_built=held.is_built)
+        write_receipt(app.store, view.descriptor, receipt)
     document = {
         "source": {"reference": str(stored.reference), "digest": str(stored.descriptor.digest)},
         "views": [

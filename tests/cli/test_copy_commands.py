@@ -342,3 +342,12 @@ def test_a_packed_model_runs_after_unpacking_and_keeps_its_name_and_digest(model
     assert sorted(model["reference"] for model in models) == ["demo/tiny:v1", "demo/tiny:v1-q4_k_m", "packed:v1"]
     assert modelpack("rm", "packed:v1").code == 0
     assert store.repository("packed").list_tags() == []
+
+
+def test_a_view_of_what_was_built_here_outlives_it(modelpack, built):
+    assert modelpack("export-view", "demo/tiny:v1", "--format", "slim").code == 0
+    assert modelpack("rm", "demo/tiny:v1").code == 0
+
+    models = modelpack("list", "--json").json("list")["models"]
+    assert {model["reference"]: model["verified"] for model in models}["demo/tiny:v1-slim"] == "built here"
+    assert modelpack("run", "demo/tiny:v1-slim", "Hello!", "--temperature", "0").code == 0
