@@ -31,7 +31,7 @@ class StoreRepository(LayoutRepository):
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob is there. It then stays until this process ends or puts a manifest that names it."""
-        return self._store.hold(descriptor.digest) == descriptor.size
+        return self._store.hold(descriptor.digest, if_present=True) == descriptor.size
 
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
