@@ -58,13 +58,13 @@ def usable(store: Store, reference: Reference, descriptor: Descriptor, model: Mo
 
 
 def weights_path(store: Store, model: Model) -> Path:
-    """The GGUF blob that llama.cpp opens, in place.
+    """The GGUF file that llama.cpp opens, in place: a blob, or the first of several under names that it understands.
 
-    Shards would need names of llama.cpp's own making beside each other, which blobs do not have.
+    Raises PackedModelError, UnsupportedError for a model without weights, NotFoundError, InsufficientDiskError.
     """
     if model.packed:
         packings = ", ".join(sorted({layer.packing for layer in model.packed}))
         raise PackedModelError(f"model {model.name!r} is packed as {packings}; its files cannot be used in place")
-    if len(model.weights) != 1:
-        raise UnsupportedError(f"model {model.name!r} has {len(model.weights)} weight files; one can be run")
-    return store.blob_path(model.weights[0].digest)
+    if not model.weights:
+        raise UnsupportedError(f"model {model.name!r} has no weights to run")
+    return store.weights_path([file.digest for file in model.weights])

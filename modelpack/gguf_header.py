@@ -164,6 +164,8 @@ class GGUFHeader:
     alignment: int
     metadata: Mapping[str, Value]
     tensors: tuple[TensorInfo, ...]
+    infos_offset: int
+    """Where the metadata ends and the descriptions of the tensors begin."""
     data_offset: int
     file_size: int
 
@@ -183,7 +185,7 @@ class GGUFHeader:
 
     @property
     def parameters(self) -> int:
-        """How many weights the tensors hold."""
+        """How many weights the tensors hold, of this shard where the file is one of several."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
     @property
@@ -239,10 +241,13 @@ class _Parser:
         self.check_count(tensor_count, MAX_TENSORS, 33, "tensors")
         metadata = self.read_metadata(key_count)
         alignment = self.find_alignment(metadata)
+        infos_offset = self.position
         infos = [self.read_tensor_info() for _ in range(tensor_count)]
         data_offset = _align(self.position, alignment)
         self.check_layout(infos, alignment, data_offset)
-        return GGUFHeader(version, alignment, MappingProxyType(metadata), tuple(infos), data_offset, self.size)
+        return GGUFHeader(
+            version, alignment, MappingProxyType(metadata), tuple(infos), infos_offset, data_offset, self.size
+        )
 
     def read_version(self) -> int:
         if self.size < 24:

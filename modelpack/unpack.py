@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelpack import compression, gguf_header, tar
+from modelpack import compression, tar
 from modelpack.errors import InvalidContentError, InvalidGGUFError, NotFoundError, UnsupportedError
 from modelpack.formats import FileKind, Model, ModelFile, PackedLayer, codec_named
 from modelpack.formats.facts import with_facts
 from modelpack.formats.model import MAX_CONFIG_SIZE, flat_name, kind_of_name
+from modelpack.gguf_shards import read_whole_header
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import Source, read_whole
 from modelpack.progress import SILENT, Progress
@@ -140,6 +141,6 @@ def _keep(store: Store, folder: Path, name: str, kind: FileKind, content: Iterat
 def _with_facts(store: Store, model: Model) -> Model:
     """The model with what its weights say where the artifact said nothing."""
     try:
-        return with_facts(model, gguf_header.read_header(store.blob_path(model.weights[0].digest)))
+        return with_facts(model, read_whole_header(store.weights_path([file.digest for file in model.weights])))
     except InvalidGGUFError:
         return model

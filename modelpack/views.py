@@ -7,12 +7,13 @@ it takes the model's size a second time. The same model gives the same bytes.
 import contextlib
 from dataclasses import dataclass, replace
 
-from modelpack import gguf_header, tar
+from modelpack import tar
 from modelpack.errors import InvalidGGUFError, InvalidInputError, PackedModelError, UnsupportedError
 from modelpack.formats import Model, ModelFile, codec_named
 from modelpack.formats import model as m
 from modelpack.formats.facts import with_facts
 from modelpack.formats.modelcar import CONFIG_TYPE, FOLDER, LABEL, LAYER_TYPE
+from modelpack.gguf_shards import read_whole_header
 from modelpack.oci import strict_json
 from modelpack.oci.manifest import IMAGE_INDEX, Descriptor, Manifest, image_manifest
 from modelpack.oci.reference import Reference
@@ -74,7 +75,7 @@ def export_view(
 
 def _described(store: Store, model: Model) -> Model:
     try:
-        return with_facts(model, gguf_header.read_header(store.blob_path(model.weights[0].digest)))
+        return with_facts(model, read_whole_header(store.weights_path([file.digest for file in model.weights])))
     except InvalidGGUFError as error:
         raise UnsupportedError(f"{model.weights[0].name} is not a GGUF file: {error}") from error
 

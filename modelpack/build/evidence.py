@@ -13,6 +13,7 @@ from modelpack.evidence.bom import bill_of_materials
 from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
 from modelpack.evidence.provenance import Builder, BuildFacts, InputFile, provenance
 from modelpack.evidence.toolchain import Toolchain
+from modelpack.gguf_shards import shard_paths
 from modelpack.oci.digest import Digest
 from modelpack.progress import Progress
 from modelpack.upstream import UpstreamPlan
@@ -58,8 +59,11 @@ def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Prog
             known |= dict.fromkeys(plan.conversion.code)
     elif plan.gguf:
         # Packaged as it is, it has been hashed on its way into the store.
-        as_it_is = next((one.file.digest.hex for one in built if one.quantization == plan.gguf_type), None)
-        known = {plan.gguf.name: as_it_is}
+        names = [path.name for path in shard_paths(plan.gguf)]
+        as_it_is = next((one.weights for one in built if one.quantization == plan.gguf_type), ())
+        known = dict.fromkeys(names)
+        if len(as_it_is) == len(names):
+            known = {name: file.digest.hex for name, file in zip(names, as_it_is, strict=True)}
     else:
         raise AssertionError("a plan without a source")
     directory = plan.checkpoint.directory if plan.checkpoint else plan.gguf.parent if plan.gguf else Path()

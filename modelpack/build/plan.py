@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from modelpack import gguf_header, hub
+from modelpack import hub
 from modelpack.convert import Checkpoint
 from modelpack.converter import AnyPlan, ConverterChoice
 from modelpack.errors import InvalidInputError, NotFoundError, UnsupportedError
 from modelpack.formats import Codec
+from modelpack.gguf_shards import read_whole_header
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.quantize import Quantization, parse_quantization
 from modelpack.weights import WeightsOptions, check_options
@@ -49,9 +50,12 @@ class BuildPlan:
     conversion: AnyPlan | None = None
     checkpoint: Checkpoint | None = None
     gguf: Path | None = None
+    """A GGUF file, or the first of its shards."""
     gguf_type: str | None = None
     options: WeightsOptions = field(default_factory=WeightsOptions)
     converter: ConverterChoice = field(default_factory=ConverterChoice)
+    split_size: int | None = None
+    """The most bytes that a file of weights may have; what is larger is split."""
 
     @property
     def fetch_size(self) -> int:
@@ -68,7 +72,10 @@ class BuildPlan:
     @property
     def peak_disk(self) -> int:
         """Bytes needed at the worst moment, beside what the source itself takes."""
-        return self.fetch_size + self.intermediate_size + sum(variant.size for variant in self.variants)
+        sizes = [variant.size for variant in self.variants]
+        # While a variant is split it is there twice.
+        split = max(sizes) if self.split_size and max(sizes) > self.split_size else 0
+        return self.fetch_size + self.intermediate_size + sum(sizes) + split
 
 
 def plan_build(
@@ -81,10 +88,12 @@ def plan_build(
     token: str | None = None,
     options: WeightsOptions | None = None,
     converter: ConverterChoice | None = None,
+    split_size: int | None = None,
 ) -> BuildPlan:
     """Read headers only and raise early.
 
-    ``created`` (SOURCE_DATE_EPOCH) wins over the commit's date; without either the artifact says 1970.
+    ``created`` (SOURCE_DATE_EPOCH) wins over the commit's date; without either the artifact says 1970. Weights that
+    are larger than ``split_size`` bytes become several files.
     Raises NotFoundError, UnknownArchitectureError, UnknownQuantizationError, InvalidGGUFError, InvalidCheckpointError.
     """
     wanted = [parse_quantization(name) for name in quantizations]
@@ -105,7 +114,15 @@ def plan_build(
         weights = sum(file.size for file in snapshot.files if file.path.endswith(".safetensors"))
         # The hub gives sizes, not shapes: 16 bits a weight is what is published.
         variants = _variants(origin, reference, wanted, "BF16", weights // 2)
-        return BuildPlan(origin, codec, variants, snapshot=snapshot, options=options, converter=converter)
+        return BuildPlan(
+            origin,
+            codec,
+            variants,
+            snapshot=snapshot,
+            options=options,
+            converter=converter,
+            split_size=split_size,
+        )
     origin = Origin(name=name, created=created or EPOCH)
     if source.path.is_dir():
         checkpoint = Checkpoint.open(source.path)
@@ -119,6 +136,7 @@ def plan_build(
             checkpoint=checkpoint,
             options=options,
             converter=converter,
+            split_size=split_size,
         )
     if not source.path.exists():
         raise NotFoundError(f"there is no checkpoint or GGUF file at {source.path}")
@@ -126,7 +144,7 @@ def plan_build(
         raise UnsupportedError(f"{source.path} is neither a checkpoint directory nor a .gguf file")
     if converter.deep:
         raise UnsupportedError(f"a deep look is taken at a checkpoint's weights; {source.path} is a GGUF file")
-    header = gguf_header.read_header(source.path)
+    header = read_whole_header(source.path)
     variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
     for variant in variants:
         if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):
@@ -134,7 +152,9 @@ def plan_build(
                 f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be "
                 "made from F32, F16 or BF16"
             )
-    return BuildPlan(origin, codec, variants, gguf=source.path, gguf_type=header.file_type, options=options)
+    return BuildPlan(
+        origin, codec, variants, gguf=source.path, gguf_type=header.file_type, options=options, split_size=split_size
+    )
 
 
 def _variants(

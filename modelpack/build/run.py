@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelpack import gguf_header, hub, template
+from modelpack import hub, template
 from modelpack.build.evidence import read_inputs
 from modelpack.build.plan import BuildPlan, Variant
 from modelpack.convert import Checkpoint, parity
@@ -20,6 +20,7 @@ from modelpack.formats import FileKind, Model, ModelFile
 from modelpack.formats.facts import with_facts
 from modelpack.formats.licenses import spdx
 from modelpack.gguf_header import GGUFHeader
+from modelpack.gguf_shards import plan_shards, read_whole_header, shard_name, shard_paths, write_shards
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
@@ -45,7 +46,7 @@ class BuiltVariant:
     quantization: str
     references: tuple[Reference, ...]
     descriptor: Descriptor
-    file: ModelFile
+    weights: tuple[ModelFile, ...]
     model: Model
     fallbacks: tuple[str, ...] = ()
     inputs: tuple[InputFile, ...] = ()
@@ -138,10 +139,11 @@ def _pack_variant(
         made = make_weights(
             base, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
         )
-    header = gguf_header.read_header(weights)
-    blob = store.import_file(weights, GGUF_TYPE, adopt=is_ours)
-    file = ModelFile(variant.file_name, FileKind.WEIGHT, blob.digest, blob.size)
-    files = (file, *_import_documents(plan.checkpoint, store))
+    header = read_whole_header(weights)
+    shards = _import_weights(
+        weights, variant.file_name, plan.split_size, is_ours=is_ours, work=work, store=store, progress=progress
+    )
+    files = (*shards, *_import_documents(plan.checkpoint, store))
     if oms_key:
         signed = oms.sign_files(plan.origin.name, {one.name: one.digest for one in files}, oms_key)
         blob = store.write_small(signed, GGUF_TYPE)
@@ -158,7 +160,7 @@ def _pack_variant(
         variant.quantization.name,
         variant.references,
         descriptor,
-        file,
+        shards,
         model,
         made.fallbacks,
         intermediate=intermediate,
@@ -167,8 +169,29 @@ def _pack_variant(
     )
 
 
+def _import_weights(
+    path: Path, name: str, split_size: int | None, *, is_ours: bool, work: Path, store: Store, progress: Progress
+) -> tuple[ModelFile, ...]:
+    """The weights into the store: the one file, or its shards under names that llama.cpp understands."""
+    stem = name.removesuffix(".gguf")
+    paths = shard_paths(path)
+    if split_size is not None and len(paths) == 1:
+        planned = plan_shards(path, split_size)
+        if len(planned) > 1:
+            paths = write_shards(path, planned, work / stem, progress=progress)
+            if is_ours:
+                path.unlink()
+            is_ours = True
+    files = []
+    for number, shard in enumerate(paths, 1):
+        blob = store.import_file(shard, GGUF_TYPE, adopt=is_ours)
+        own = name if len(paths) == 1 else shard_name(stem, number, len(paths))
+        files.append(ModelFile(own, FileKind.WEIGHT, blob.digest, blob.size))
+    return tuple(files)
+
+
 def _check_templates(gguf: Path) -> None:
-    if problems := template.problems(gguf_header.read_header(gguf).metadata):
+    if problems := template.problems(read_whole_header(gguf).metadata):
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise CheckFailedError(f"the chat template is not safe to render: {problems[0]}{more}")
 

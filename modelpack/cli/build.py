@@ -1,5 +1,6 @@
 """modelpack build."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,22 @@ from modelpack.oci.reference import FileReference, HubReference, Reference
 
 if TYPE_CHECKING:
     from modelpack.build import BuildPlan, BuiltVariant
+    from modelpack.formats import ModelFile
     from modelpack.signing.keys import PrivateKey
+
+
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([KMGT])", re.ASCII | re.IGNORECASE)
+
+
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:  # noqa: ARG001
+    """Bytes, decimal as registries and llama.cpp's tools count them: 500M, 9G, 1.5G."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    size = int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1)) if match else 0
+    if size <= 0:
+        raise click.BadParameter(f"{value!r} is no size: write 500M or 9G")
+    return size
 
 
 @command("build")
@@ -33,6 +49,13 @@ if TYPE_CHECKING:
 @click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME), and attest.")
 @click.option("--oms", "oms_key", metavar="KEY", help="Add model.sig (OpenSSF Model Signing), signed with this key.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
+@click.option(
+    "--split-max-size",
+    "split_size",
+    callback=_parse_size,
+    metavar="SIZE",
+    help="Split larger weights: 500M, 9G (decimal).",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @weights_options
 def build(
@@ -45,13 +68,15 @@ def build(
     key: str | None,
     oms_key: str | None,
     password_file: Path | None,
+    split_size: int | None,
     dry_run: bool,
     **weights: Any,
 ) -> None:
     """Convert, quantize and package a model into the local store.
 
-    SOURCE is a checkpoint directory, a .gguf file, or hf://org/repo[@revision]. The first --quant is what REF
-    names; each variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep their type.
+    SOURCE is a checkpoint directory, a .gguf file (or the first of its shards), or hf://org/repo[@revision]. The first
+    --quant is what REF names; each variant is also named REF-QUANT, as in v1-q8_0. Without --quant the weights keep
+    their type.
 
     The store remembers how each variant was built (SLSA provenance) and what is in it (a CycloneDX bill of materials).
     --sign attests both and signs each variant under each of its names; so do push --sign and sign, later. --oms puts a
@@ -60,6 +85,9 @@ def build(
     --gate measures each quantized variant against the weights it was made from, on a built-in text; what fails is not
     tagged, and the artifact carries the numbers. Few-bit quantizations need an importance matrix: --imatrix or
     --imatrix-from. A computed matrix, and with it the digest, may differ from one kind of processor to the next.
+
+    --split-max-size cuts weights into shards, as llama.cpp's gguf-split names them, for registries that limit layers:
+    GHCR takes 10 GB. No shard is larger; run, verify and serve find them together.
 
     \b
     modelpack build ./tiny-llama -t localhost:5000/demo/tiny-llama:v1 --quant Q4_K_M --quant Q8_0
@@ -84,6 +112,7 @@ def build(
         token=token,
         options=parse_weights(weights),
         converter=choose_converter(app, weights),
+        split_size=split_size,
     )
     if dry_run:
         app.answer(*_plan_answer(plan, source))
@@ -186,7 +215,8 @@ def _built_answer(built: "list[BuiltVariant]", signed_by: str | None) -> tuple[d
                 "quantization": variant.quantization,
                 "references": [str(reference) for reference in variant.references],
                 "digest": str(variant.descriptor.digest),
-                "file": {"name": variant.file.name, "digest": str(variant.file.digest), "size": variant.file.size},
+                "file": _file_document(variant.weights[0]),
+                "shards": [_file_document(file) for file in variant.weights if len(variant.weights) > 1],
                 "fallback_tensors": list(variant.fallbacks),
                 "imatrix": str(variant.imatrix) if variant.imatrix else None,
                 "quality": comparison_document(variant.comparison) if variant.comparison else None,
@@ -197,3 +227,7 @@ def _built_answer(built: "list[BuiltVariant]", signed_by: str | None) -> tuple[d
     }
     lines = [f"{reference}@{variant.descriptor.digest}" for variant in built for reference in variant.references]
     return document, "\n".join(lines)
+
+
+def _file_document(file: "ModelFile") -> dict[str, object]:
+    return {"name": file.name, "digest": str(file.digest), "size": file.size}

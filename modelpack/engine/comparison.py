@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.engine.task import Advance, Unfit, run_task, serve_task
 from modelpack.errors import NotFoundError, UnsupportedError
-from modelpack.gguf_header import GGUFHeader, read_header
+from modelpack.gguf_header import GGUFHeader
+from modelpack.gguf_shards import read_whole_header
 from modelpack.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -67,11 +68,11 @@ def compare_models(
     for model in (base, variant):
         if not model.is_file():
             raise NotFoundError(f"no model file at {model}")
-        if _embeds(read_header(model)):
+        if _embeds(read_whole_header(model)):
             raise UnsupportedError(f"{model.name} embeds texts; only models that predict tokens can be compared")
     configuration = {
-        "base": str(base.resolve()),
-        "variant": str(variant.resolve()),
+        "base": str(base.absolute()),
+        "variant": str(variant.absolute()),
         "text": text,
         "context": context,
         "threads": threads,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.engine.task import Advance, run_task, serve_task
 from modelpack.errors import NotFoundError
-from modelpack.gguf_header import read_header
+from modelpack.gguf_shards import read_whole_header
 from modelpack.imatrix import Entry, ImportanceMatrix
 from modelpack.progress import SILENT, Progress
 
@@ -49,9 +49,9 @@ def compute_imatrix(
     """
     if not model.is_file():
         raise NotFoundError(f"no model file at {model}")
-    read_header(model)
+    read_whole_header(model)
     configuration = {
-        "model": str(model.resolve()),
+        "model": str(model.absolute()),
         "text": text,
         "target": str(target.resolve()),
         "dataset": dataset,

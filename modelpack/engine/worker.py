@@ -23,7 +23,7 @@ from modelpack.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from modelpack.gguf_header import read_header
+from modelpack.gguf_shards import read_whole_header
 
 if TYPE_CHECKING:
     import httpx2
@@ -118,11 +118,11 @@ class Worker:
         InsufficientMemoryError, WorkerError if llama.cpp refuses the model, WorkerCrashedError and WorkerTimeoutError.
         """
         options = options or WorkerOptions()
-        model = model.resolve()
+        model = model.absolute()
         if not model.is_file():
             raise NotFoundError(f"no model file at {model}")
         name = name or model.name
-        header = read_header(model)
+        header = read_whole_header(model)
         context = options.context or min(header.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         doing = f"loading {name}"
         child = Child(

@@ -26,6 +26,7 @@ from modelpack.errors import (
     WorkerTimeoutError,
 )
 from modelpack.gguf_header import GGUFHeader, read_header
+from modelpack.gguf_shards import read_whole_header
 from modelpack.imatrix import ImportanceMatrix
 from modelpack.progress import SILENT, Progress
 from modelpack.quantize.types import PLAIN_RECIPE, Quantization, Recipe
@@ -83,7 +84,7 @@ def quantize(
     needs one, ConversionError when the source is quantized already, the matrix is another model's or llama.cpp refuses,
     InsufficientDiskError, WorkerCrashedError and WorkerTimeoutError. An interrupt stops the child at once.
     """
-    header = read_header(source)
+    header = read_whole_header(source)
     _check(source, header, quantization, imatrix)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".gguf")
@@ -92,7 +93,7 @@ def quantize(
     try:
         # -P: the directory that we happen to be in is no place to import from.
         order = {
-            "source": str(source.resolve()),
+            "source": str(source.absolute()),
             "target": name,
             "file_type": quantization.file_type,
             "threads": threads or _processors(),

@@ -1,7 +1,8 @@
 """The local store: an OCI image layout that many processes share.
 
 Beside the layout's own files (``oci-layout``, ``index.json``, ``blobs``) lie ``partial`` (what is not finished),
-``locks`` (the store's lock and the leases), ``receipts`` (what was verified) and ``builds`` (how it was built here).
+``locks`` (the store's lock and the leases), ``receipts`` (what was verified), ``builds`` (how it was built here) and
+``shards`` (links).
 Any tool that reads image layouts reads it: ``skopeo inspect oci:ROOT:registry/repository:tag``.
 """
 
@@ -13,7 +14,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +32,7 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import DEFAULT_TAG, Reference
 from modelpack.progress import SILENT, Progress
-from modelpack.store import locks
+from modelpack.store import locks, shards
 from modelpack.store.blobs import Blobs
 from modelpack.store.cleanup import (
     Cleanup,
@@ -58,6 +59,8 @@ GRACE = timedelta(hours=1)
 """How young a blob must be for a prune to leave it alone."""
 PARTIAL_AGE = timedelta(days=7)
 """How long what an interrupted transfer left is kept for the next try."""
+
+SHARDS = "shards"
 
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
 
@@ -166,6 +169,17 @@ class Store:
         if self.blobs.size(digest) is None:
             raise NotFoundError(f"no blob {digest} in the store")
         return self.blobs.path(digest)
+
+    def weights_path(self, blobs: Sequence[Digest]) -> Path:
+        """The one blob, or the first of several shards, in order, side by side under names that llama.cpp understands.
+
+        Raises NotFoundError, InsufficientDiskError, AccessDeniedError where the links would have to be made first.
+        """
+        paths = [self.blob_path(blob) for blob in blobs]
+        if len(paths) == 1:
+            return paths[0]
+        with self._unless_read_only():
+            return shards.side_by_side(self.root / SHARDS, paths)
 
     def rehash(self, descriptor: Descriptor, *, progress: Progress = SILENT) -> None:
         """Read every byte of a blob again. Raises NotFoundError, DigestMismatchError."""
@@ -287,6 +301,8 @@ class Store:
                 self.blobs.path(digest).unlink(missing_ok=True)
                 for notes in self._notes:
                     notes.discard(digest)
+            if blobs:
+                shards.forget_broken(self.root / SHARDS)
             partials = tuple(partial for partial in plan.partials if discard_partial(partial[0]))
         return replace(
             plan,
