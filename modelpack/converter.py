@@ -57,14 +57,14 @@ class ConverterChoice:
 
 
 def convert(plan: AnyPlan, target: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
-    """Carry either plan out, ``deep`` as it says at ``ConverterChoice``.
+    """Carry either plan out, ``deep`` as it says at ``ConverterChoice``. The target is for what comes next: not synced.
 
     Raises ConversionError, InvalidCheckpointError for what a deep look finds, and WorkerError for the caged converter.
     """
     if isinstance(plan, UpstreamPlan):
         run_upstream(plan, target, progress=progress)
     else:
-        run_conversion(plan, target, deep=deep, progress=progress)
+        run_conversion(plan, target, deep=deep, is_durable=False, progress=progress)
 
 
 def converter_annotations(plan: AnyPlan | None) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """What a build can say about itself: its inputs by their content, provenance and a bill of materials."""
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from modelpack.build.plan import BuildPlan
 from modelpack.convert import Checkpoint
@@ -49,8 +51,36 @@ def evidence_of(
     }
 
 
-def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Progress) -> tuple[InputFile, ...]:
-    """Every file that the weights and documents may have come from, by its content."""
+class CheckpointReading:
+    """Hashes the files of a checkpoint while the build works on them; a context manager that ends with the build."""
+
+    def __init__(self, plan: BuildPlan, progress: Progress) -> None:
+        self._is_over = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._inputs = self._pool.submit(read_inputs, plan, (), progress, is_over=self._is_over.is_set)
+
+    def inputs(self) -> tuple[InputFile, ...]:
+        return self._inputs.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._pool.shutdown()
+
+
+def read_inputs(
+    plan: BuildPlan,
+    built: "Sequence[BuiltVariant]",
+    progress: Progress,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[InputFile, ...]:
+    """Every file that the weights and documents may have come from, by its content.
+
+    Once ``is_over``, nobody waits for the answer, and it does not matter.
+    """
     if plan.snapshot:
         known = {file.path: file.sha256 for file in plan.snapshot.files}
     elif plan.checkpoint:
@@ -68,7 +98,8 @@ def read_inputs(plan: BuildPlan, built: "Sequence[BuiltVariant]", progress: Prog
         raise AssertionError("a plan without a source")
     directory = plan.checkpoint.directory if plan.checkpoint else plan.gguf.parent if plan.gguf else Path()
     return tuple(
-        InputFile(name, Digest.from_hex(known[name] or _sha256(directory / name, progress))) for name in sorted(known)
+        InputFile(name, Digest.from_hex(known[name] or _sha256(directory / name, progress, is_over)))
+        for name in sorted(known)
     )
 
 
@@ -82,10 +113,10 @@ def _checkpoint_files(checkpoint: Checkpoint) -> set[str]:
     return names | {tensor.path.name for tensor in checkpoint.tensors.values()}
 
 
-def _sha256(path: Path, progress: Progress) -> str:
+def _sha256(path: Path, progress: Progress, is_over: Callable[[], bool]) -> str:
     hasher = hashlib.sha256()
     with path.open("rb") as file, progress.step(f"hash {path.name}", total=path.stat().st_size) as step:
-        while chunk := file.read(4 << 20):
+        while (chunk := file.read(1 << 20)) and not is_over():
             hasher.update(chunk)
             step.advance(len(chunk))
     return hasher.hexdigest()

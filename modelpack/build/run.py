@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelpack import hub, template
-from modelpack.build.evidence import read_inputs
+from modelpack.build.evidence import CheckpointReading, read_inputs
 from modelpack.build.plan import BuildPlan, Variant
 from modelpack.convert import Checkpoint, parity
 from modelpack.converter import convert, converter_annotations
@@ -78,6 +78,8 @@ def run_build(
             checkpoint = Checkpoint.open(fetched)
             conversion = plan.converter.plan(checkpoint, plan.origin.name)
             plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
+        # A hub's files are known by their digests; those of a folder are hashed while they are converted.
+        reading = stack.enter_context(CheckpointReading(plan, progress)) if plan.checkpoint else None
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
@@ -107,7 +109,7 @@ def run_build(
         for manifest, built in in_order:
             for reference in built.references:
                 store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
-        inputs = read_inputs(plan, [built for _, built in in_order], progress)
+        inputs = reading.inputs() if reading else read_inputs(plan, [built for _, built in in_order], progress)
     return [replace(built, inputs=inputs) for _, built in in_order]
 
 

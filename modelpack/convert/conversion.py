@@ -112,13 +112,24 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     )
 
 
-def run_conversion(plan: ConversionPlan, path: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
+def run_conversion(
+    plan: ConversionPlan, path: Path, *, deep: bool = False, is_durable: bool = True, progress: Progress = SILENT
+) -> None:
     """Write the GGUF file of a plan to ``path``, whole or not at all. The same plan gives the same bytes.
 
-    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused.
+    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused. What is not to
+    be ``is_durable`` is not synced to the disk.
     Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
-    write_file(path, plan.header, plan.tensors, deep=deep, forget=plan.shards.forget, progress=progress)
+    write_file(
+        path,
+        plan.header,
+        plan.tensors,
+        deep=deep,
+        is_durable=is_durable,
+        forget=plan.shards.forget,
+        progress=progress,
+    )
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:

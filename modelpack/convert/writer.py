@@ -6,10 +6,13 @@ every tensor at once and says the size of a file only after writing it; a plan h
 
 import contextlib
 import errno
+import itertools
 import os
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,12 +23,12 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from modelpack.atomic_file import sync_directory
-from modelpack.convert.tensor import Tensor, encode
+from modelpack.convert.tensor import Rows, Tensor, encode
 from modelpack.errors import ConversionError, InsufficientDiskError, InvalidCheckpointError
 from modelpack.progress import SILENT, Progress
 
 ALIGNMENT = 32
-CHUNK_SIZE = 4 << 20
+CHUNK_SIZE = 2 << 20
 
 _PACKED = {
     GGUFValueType.UINT8: "B",
@@ -82,22 +85,24 @@ def write_file(
     tensors: Sequence[PlannedTensor],
     *,
     deep: bool = False,
+    is_durable: bool = True,
     forget: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
 ) -> None:
     """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
 
-    Holds a few MiB of weights at a time; ``forget`` is called between pieces. Raises InsufficientDiskError, and with
-    ``deep`` InvalidCheckpointError for weights that are not finite.
+    Holds a few MiB of weights at a time; ``forget`` is called between pieces. A file that is not to be ``is_durable``
+    is not synced, for a caller that does it later. Raises InsufficientDiskError, and with ``deep``
+    InvalidCheckpointError for weights that are not finite.
     """
-    with _replacing(path) as file, progress.step("convert", total=data_size(tensors)) as step:
+    with _replacing(path, is_durable=is_durable) as file, progress.step("convert", total=data_size(tensors)) as step:
         file.write(header)
-        for planned in tensors:
+        for planned, pieces in _encoded(tensors, deep=deep):
             written = 0
-            for rows in _pieces(planned, deep=deep):
-                file.write(rows)
-                written += len(rows)
-                step.advance(len(rows))
+            for rows in pieces:
+                file.write(rows.data)
+                written += rows.nbytes
+                step.advance(rows.nbytes)
                 forget()
             if written != planned.size:
                 raise ConversionError(f"tensor {planned.name} came to {written} bytes instead of {planned.size}")
@@ -106,19 +111,45 @@ def write_file(
             step.advance(padding)
 
 
-def _pieces(planned: PlannedTensor, *, deep: bool) -> Iterator[bytes]:
+def _encoded(tensors: Sequence[PlannedTensor], *, deep: bool) -> Iterator[tuple[PlannedTensor, Iterator[Rows]]]:
+    """Each tensor with its pieces, to be taken in this order, while the next are encoded on the other processors."""
+    jobs = [(planned, start) for planned in tensors for start in range(0, planned.tensor.rows, _rows_at_once(planned))]
+    with ThreadPoolExecutor(_processors()) as pool:
+        ahead: deque[Future[Rows]] = deque()
+        waiting = iter(jobs)
+
+        def next_piece() -> Rows:
+            for planned, start in itertools.islice(waiting, _processors() + 1 - len(ahead)):
+                ahead.append(pool.submit(_piece, planned, start, deep=deep))
+            return ahead.popleft().result()
+
+        try:
+            for planned in tensors:
+                count = -(-planned.tensor.rows // _rows_at_once(planned))
+                yield planned, (next_piece() for _ in range(count))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _piece(planned: PlannedTensor, start: int, *, deep: bool) -> Rows:
     tensor = planned.tensor
-    count = max(1, CHUNK_SIZE // (4 * tensor.row_length))
-    for start in range(0, tensor.rows, count):
-        rows = tensor.read(start, min(start + count, tensor.rows))
-        encoded = encode(rows, tensor.dtype, planned.type)
-        if deep and not np.isfinite(encode(encoded, planned.type, "F32")).all():
-            raise InvalidCheckpointError(f"tensor {planned.name} holds a NaN, or what {planned.type} cannot hold")
-        yield encoded.tobytes()
+    rows = tensor.read(start, min(start + _rows_at_once(planned), tensor.rows))
+    encoded = encode(rows, tensor.dtype, planned.type)
+    if deep and not np.isfinite(encode(encoded, planned.type, "F32")).all():
+        raise InvalidCheckpointError(f"tensor {planned.name} holds a NaN, or what {planned.type} cannot hold")
+    return np.ascontiguousarray(encoded)
+
+
+def _rows_at_once(planned: PlannedTensor) -> int:
+    return max(1, CHUNK_SIZE // (4 * planned.tensor.row_length))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path, *, is_durable: bool) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -127,14 +158,16 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InsufficientDiskError(f"no space left to write {path}") from error
         raise
-    sync_directory(path.parent)
+    if is_durable:
+        sync_directory(path.parent)
 
 
 def _value(value: gguf.GGUFValue) -> list[bytes]:

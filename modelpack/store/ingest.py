@@ -13,6 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modelpack.atomic_file import sync_directory, write_atomically
@@ -97,7 +98,11 @@ class Ingest:
                 else:
                     file = self._copy(source, temporary)
                 try:
-                    digest, size = _hash(file, on_bytes)
+                    # The disk writes while the processor hashes.
+                    with ThreadPoolExecutor(1) as pool:
+                        synced = pool.submit(os.fsync, file)
+                        digest, size = _hash(file, on_bytes)
+                        synced.result()
                     descriptor = Descriptor(media_type, digest, size)
                     on_digest(digest)
                     if not self._blobs.has(descriptor):
