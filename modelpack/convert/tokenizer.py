@@ -9,6 +9,7 @@ from typing import Any
 
 from gguf import TokenType
 
+from modelpack.convert import protobuf
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
 from modelpack.convert.vocabulary import (
@@ -33,6 +34,9 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
         return None
     processor = load_sentencepiece("tokenizer.model", model)
     table = read_pieces(processor, size)
+    for token in user_defined_pieces(model):
+        text = processor.IdToPiece(token).replace(SPACE, " ")
+        table.put(token, text, TokenType.USER_DEFINED, processor.GetScore(token))
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     settings = checkpoint.read_json("tokenizer_config.json") or {}
@@ -71,6 +75,22 @@ def read_pieces(processor: Any, size: int | None) -> Table:
             kind = TokenType.BYTE
         table.put(token, processor.IdToPiece(token), kind, processor.GetScore(token))
     return table
+
+
+def user_defined_pieces(model: bytes) -> list[int]:
+    """Which pieces are taken out of a text before it is split, as ``</div>`` is in Gemma; the library does not tell.
+
+    ``ModelProto.pieces`` is field 1, ``SentencePiece.type`` field 3 and USER_DEFINED 4 in sentencepiece_model.proto.
+    """
+    marked = bytes([3 << 3, 4])
+    if marked not in model:
+        return []
+    pieces = [content for number, content in protobuf.parse(model) if number == 1]
+    return [token for token, piece in enumerate(pieces) if marked in piece and _kind_of(piece) == 4]
+
+
+def _kind_of(piece: bytes) -> int:
+    return protobuf.last(protobuf.parse(piece), 3, 1)
 
 
 def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:

@@ -9,11 +9,13 @@ from fakes.checkpoints import write_checkpoint
 from gguf import TokenType
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
 
-from modelpack.convert import Checkpoint, plan_conversion, protobuf
+from modelpack.convert import Checkpoint, parity, plan_conversion, protobuf, run_conversion
 from modelpack.convert.special_tokens import read_special_tokens
 from modelpack.convert.tokenizer import byte_level_bpe, sentencepiece, sentencepiece_json
 from modelpack.convert.unigram import unigram
+from modelpack.engine.tokenize import tokenize
 from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
@@ -97,6 +99,29 @@ def test_holes_and_added_tokens_have_their_kinds(tmp_path: Path) -> None:
         TokenType.USER_DEFINED,
         TokenType.UNUSED,
     ]
+
+
+@pytest.mark.llama
+def test_symbols_that_a_sentencepiece_model_takes_out_of_the_text_are_taken_out_by_llama_cpp_too(tiny: Path) -> None:
+    (tiny / "tokenizer.json").unlink()
+    (tiny / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    text = tiny / "text.txt"
+    text.write_text((TINY / "LICENSE").read_text())
+    SentencePieceTrainer.Train(
+        input=str(text), model_prefix=str(tiny / "tokenizer"), model_type="bpe", vocab_size=512, byte_fallback=True,
+        user_defined_symbols=["</div>", "\u2581\u2581"], add_dummy_prefix=False, remove_extra_whitespaces=False,
+        normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    checkpoint = Checkpoint.open(tiny)
+
+    vocabulary = sentencepiece(checkpoint, 512)
+
+    assert vocabulary is not None
+    found = {vocabulary.tokens[token] for token, kind in enumerate(vocabulary.types) if kind == TokenType.USER_DEFINED}
+    assert found == {b"</div>", b"  "}
+    run_conversion(plan_conversion(checkpoint), tiny / "tiny.gguf")
+    wanted = parity.expected(checkpoint)
+    parity.check(wanted, tokenize(tiny / "tiny.gguf", [text for text, _ in wanted]))
 
 
 def test_a_byte_level_tokenizer_has_merges_and_no_scores(tmp_path: Path) -> None:
