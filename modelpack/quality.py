@@ -1,5 +1,6 @@
 """What a quantization may cost: gates over the numbers of a comparison, and the text they are measured on."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,11 @@ REFERENCE_KLD: Mapping[str, float] = MappingProxyType(
 """Mean divergence of Llama 3 8B on Wikitext-2: the scoreboard in tools/perplexity/README.md of llama.cpp, without a
 matrix where it has such a row. Published numbers of one model, not measured here."""
 
+SMALL = 1_000_000_000
+"""Fewer weights than this lose more: their gates come from models of that kind."""
+_MEASURED = _DATA / "gates.json"
 _TOLERANCE = 2.5
+_SMALL_TOLERANCE = 1.5
 _LEAST = 0.01
 
 
@@ -60,14 +65,21 @@ class Gate:
     min_top1: float | None = None
 
     @classmethod
-    def default(cls, quantization: str) -> "Gate":
-        """2.5 times the published divergence of Llama 3 8B, at least 0.01: a guard against broken variants, not a
-        promise of quality, and small models lose more. Raises InvalidInputError where there is no published number."""
-        if quantization not in REFERENCE_KLD:
+    def default(cls, quantization: str, parameters: int) -> "Gate":
+        """A guard against broken variants of a model of so many weights, not a promise of quality.
+
+        From a billion weights on it is 2.5 times the published divergence of Llama 3 8B; below, and for what was not
+        published, 1.5 times the largest that ``scripts/calibrate-gates`` measured of SmolLM2 135M and Gemma 3 270M. At
+        least 0.01. Raises InvalidInputError where there is no number.
+        """
+        published = _TOLERANCE * REFERENCE_KLD.get(quantization, 0.0)
+        measured = _SMALL_TOLERANCE * small_kld().get(quantization, 0.0)
+        limit = published if parameters >= SMALL and published else max(published, measured)
+        if not limit:
             raise InvalidInputError(
                 f"there is no default gate for {quantization}: say one, such as {quantization}:max_kld=0.5"
             )
-        return cls(max_kld=max(_LEAST, round(_TOLERANCE * REFERENCE_KLD[quantization], 4)))
+        return cls(max_kld=max(_LEAST, round(limit, 4)))
 
     def check(self, comparison: Comparison, what: str) -> None:
         """Raises CheckFailedError with the numbers that fail."""
@@ -87,7 +99,8 @@ class Gates:
     """What ``--gate`` asks of each variant. Empty: no variant is measured."""
 
     common: Gate | None = None
-    by_quantization: Mapping[str, Gate] = field(default_factory=dict)
+    by_quantization: Mapping[str, Gate | None] = field(default_factory=dict)
+    """None stands for the default."""
     with_defaults: bool = False
 
     @classmethod
@@ -97,12 +110,12 @@ class Gates:
         Raises InvalidInputError.
         """
         common, with_defaults = None, False
-        named: dict[str, Gate] = {}
+        named: dict[str, Gate | None] = {}
         for text in texts:
             name, separator, limits = text.rpartition(":")
             quantization = name.strip().upper()
             if separator:
-                named[quantization] = Gate.default(quantization) if limits == "default" else _parse_limits(limits)
+                named[quantization] = None if limits == "default" else _parse_limits(limits)
             elif limits == "default":
                 with_defaults = True
             else:
@@ -113,13 +126,22 @@ class Gates:
     def is_empty(self) -> bool:
         return not (self.common or self.by_quantization or self.with_defaults)
 
-    def of(self, quantization: str) -> Gate:
-        """The most particular gate there is. One that only measures has no limits."""
+    def of(self, quantization: str, parameters: int) -> Gate:
+        """The most particular gate there is. One that only measures has no limits.
+
+        Raises InvalidInputError for a default that there is not.
+        """
         if quantization in self.by_quantization:
-            return self.by_quantization[quantization]
+            return self.by_quantization[quantization] or Gate.default(quantization, parameters)
         if self.common:
             return self.common
-        return Gate.default(quantization) if self.with_defaults else Gate()
+        return Gate.default(quantization, parameters) if self.with_defaults else Gate()
+
+
+def small_kld() -> dict[str, float]:
+    """The largest mean divergence that was measured of small models, by quantization."""
+    measured: dict[str, dict[str, dict[str, float]]] = json.loads(_MEASURED.read_text(encoding="utf-8"))
+    return {name: max(row["mean_kld"] for row in models.values()) for name, models in measured.items()}
 
 
 def _parse_limits(text: str) -> Gate:

@@ -13,10 +13,11 @@ from modelpack.engine.imatrix import compute_imatrix
 from modelpack.engine.task import read_text
 from modelpack.errors import InvalidInputError, UnsupportedError
 from modelpack.gguf_header import GGUFHeader
+from modelpack.gguf_shards import read_whole_header
 from modelpack.imatrix import ImportanceMatrix
 from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
-from modelpack.quality import CALIBRATION_TEXT, EVALUATION_TEXT, Gates
+from modelpack.quality import CALIBRATION_TEXT, EVALUATION_TEXT, SMALL, Gates
 from modelpack.quantize import PLAIN_RECIPE, Quantization, Recipe, quantize
 
 BUILTIN = "builtin"
@@ -77,7 +78,7 @@ def check_options(options: WeightsOptions, quantizations: Sequence[Quantization]
                 f"{quantization.name} needs an importance matrix: without one a model of so few bits is useless"
             )
         if not options.gates.is_empty:
-            options.gates.of(quantization.name)
+            options.gates.of(quantization.name, SMALL)
     if options.imatrix:
         ImportanceMatrix.load(options.imatrix)
     if options.imatrix_text and options.imatrix_text != BUILTIN:
@@ -125,7 +126,8 @@ def make_weights(
     comparison = None
     if not options.gates.is_empty:
         comparison = compare_models(base, target, read_text(EVALUATION_TEXT), progress=progress)
-        options.gates.of(quantization.name).check(comparison, quantization.name)
+        gate = options.gates.of(quantization.name, read_whole_header(base).parameters)
+        gate.check(comparison, quantization.name)
     fallbacks = tuple(fallback.tensor for fallback in result.fallbacks)
     return Weights(fallbacks, comparison, imatrix.digest if imatrix else None)
 
