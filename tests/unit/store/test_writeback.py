@@ -18,18 +18,23 @@ def unsyncable() -> Iterator[int]:
     os.close(writer)
 
 
-def test_a_sync_that_fails_is_not_forgotten(unsyncable: int) -> None:
-    with pytest.raises(OSError, match="Invalid argument"), Writeback(unsyncable, every=10) as writeback:
+def write(file: int, *, then: type[BaseException] | None = None) -> None:
+    with Writeback(file, every=10) as writeback:
         writeback.wrote(10)
         time.sleep(0.3)
         writeback.wrote(10)  # for a thread that has ended
+        if then:
+            raise then
+
+
+def test_a_sync_that_fails_is_not_forgotten(unsyncable: int) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        write(unsyncable)
 
 
 def test_the_error_of_the_work_comes_first(unsyncable: int) -> None:
-    with pytest.raises(KeyboardInterrupt), Writeback(unsyncable, every=10) as writeback:
-        writeback.wrote(10)
-        time.sleep(0.3)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write(unsyncable, then=KeyboardInterrupt)
 
 
 def test_a_little_waits_for_the_sync_at_the_end(unsyncable: int) -> None:
