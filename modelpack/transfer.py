@@ -19,6 +19,7 @@ from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
 from modelpack.progress import SILENT, Progress
+from modelpack.signing import tagged
 from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
 
@@ -120,7 +121,7 @@ def copy(
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
-        target.put_manifest(manifest, tag=legacy_tag)
+        tagged.merge_layers(target, legacy_tag, manifest)
     if tag is not None:
         target.put_manifest(graph.manifests[descriptor.digest], tag=tag)
     return CopyResult(
@@ -213,9 +214,8 @@ def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _G
         manifest = _fetch_if_present(source, tag)
         if manifest is None or manifest.is_index:
             continue
-        # The target may have been signed again since: a tag that says all of this and more stays as it is.
-        there = _fetch_if_present(target, tag)
-        if there is None or not {layer.digest for layer in manifest.layers} <= {layer.digest for layer in there.layers}:
+        # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
+        if tagged.missing_layers(manifest, _fetch_if_present(target, tag)):
             if graph.make_room({manifest.digest: manifest}):
                 graph.legacy_tags[tag] = manifest
             else:
