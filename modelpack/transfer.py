@@ -17,8 +17,17 @@ from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
-from modelpack.progress import SILENT, Progress
+from modelpack.oci.target import (
+    BlobStream,
+    LimitedTarget,
+    OpenBlob,
+    PatientPlace,
+    RangedBlob,
+    RangedSource,
+    Source,
+    Target,
+)
+from modelpack.progress import SILENT, Going, Progress, TransferStep
 from modelpack.signing import tagged
 from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
@@ -247,6 +256,7 @@ class _Lines:
         self.count = count
         self.cancelled = threading.Event()
         self.bytes_read: Counter[Digest] = Counter()
+        self._open: Counter[Digest] = Counter()
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
 
@@ -271,11 +281,20 @@ class _Lines:
     ) -> Generator[Iterator[bytes], None, None]:
         while not self._free.acquire(timeout=0.2):
             self.check()
+        with self._lock:
+            self._open[descriptor.digest] += 1
         try:
             with open_stream() as chunks:
                 yield self._counted(descriptor, chunks)
         finally:
+            with self._lock:
+                self._open[descriptor.digest] -= 1
             self._free.release()
+
+    def going(self, descriptor: Descriptor, done: int, *, retries: int) -> Going:
+        with self._lock:
+            read, connections = self.bytes_read[descriptor.digest], self._open[descriptor.digest]
+        return Going(connections, resumed=max(0, done - read), retries=retries)
 
     def _counted(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -292,14 +311,22 @@ def _copy_blobs(
     source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, lines: _Lines
 ) -> list[Descriptor]:
     """Copy what is missing; returns what was copied. Raises the first failure."""
+    patient = [place for place in (source, target) if isinstance(place, PatientPlace)]
 
     def copy_one(descriptor: Descriptor) -> bool:
         if target.has_blob(descriptor):
             return False
         with progress.step(_label(descriptor), total=descriptor.size) as step:
+            done = 0
+            lock = threading.Lock()
 
             def advance(amount: int) -> None:
+                nonlocal done
                 lines.check()
+                with lock:
+                    done += amount
+                if isinstance(step, TransferStep):
+                    step.tell(lines.going(descriptor, done, retries=sum(place.retries for place in patient)))
                 step.advance(amount)
 
             target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
