@@ -189,6 +189,17 @@ def test_a_registry_without_the_api_gets_the_fallback_tag(here: FakeRegistry, th
     assert [one.digest for one in target.list_referrers(model.digest)] == [signature.digest]
 
 
+def test_layers_that_nobody_may_distribute_stay_where_they_are(here: FakeRegistry, there: FakeRegistry) -> None:
+    elsewhere = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    config, layer = here.add_blob(b"{}"), Descriptor(elsewhere, Digest.of(b"elsewhere"), 9)
+    here.add_manifest("me/tiny", image_manifest(config=config, layers=[layer], artifact_type="a/b"), tag="v1")
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert list(there.blobs) == [str(config.digest)]
+
+
 def test_signatures_added_at_the_target_are_kept(here: FakeRegistry, there: FakeRegistry) -> None:
     model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     tag = legacy_tag(model, "sig")
