@@ -103,6 +103,12 @@ class RegistryRefusedError(ModelpackError):
     code = "registry.refused"
 
 
+class PlainHTTPError(RegistryRefusedError):
+    """It speaks TLS, and we were told, or assumed on the loopback interface, that it does not."""
+
+    code = "registry.tls"
+
+
 # Something is not to be trusted. Never retried.
 
 

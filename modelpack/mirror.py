@@ -9,9 +9,10 @@ from collections.abc import Iterator, Set
 from modelpack import transfer
 from modelpack.errors import CheckFailedError, NotFoundError
 from modelpack.oci.digest import Digest
-from modelpack.oci.manifest import Descriptor
+from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.target import Source, Target
 from modelpack.progress import SILENT, Progress
+from modelpack.signing import tagged
 from modelpack.transfer import CopyResult
 
 _LEGACY_SUFFIXES = ("sig", "att")
@@ -66,8 +67,8 @@ def missing_referrers(
                 yield str(referrer.digest)
         for suffix in _LEGACY_SUFFIXES:
             tag = f"sha256-{subject.digest.hex}.{suffix}"
-            tagged = _tagged(source, tag)
-            if tagged and tagged.digest not in left and not _tagged(target, tag):
+            wanted = _tagged(source, tag)
+            if wanted and wanted.digest not in left and _lacks(_tagged(target, tag), wanted):
                 yield tag
 
 
@@ -79,8 +80,15 @@ def _refers(source: Source, referrer: Descriptor, subject: Digest) -> bool:
     return manifest.subject is not None and manifest.subject.digest == subject
 
 
-def _tagged(source: Source, tag: str) -> Descriptor | None:
+def _lacks(present: Manifest | None, wanted: Manifest) -> bool:
+    """Whether a tag says less than another, unless it says as much as anybody reads."""
+    if present is None:
+        return True
+    return len(present.layers) < tagged.MAX_TAG_LAYERS and bool(tagged.missing_layers(wanted, present))
+
+
+def _tagged(source: Source, tag: str) -> Manifest | None:
     try:
-        return source.resolve(tag)
+        return source.fetch_manifest(source.resolve(tag))
     except NotFoundError:
         return None

@@ -1,7 +1,8 @@
 """How long work tells what it does: news goes sideways to a Progress, answers go up as results."""
 
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 
 class Step(Protocol):
@@ -15,6 +16,25 @@ class Step(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """How a transfer goes, beside how far it is: what carries this blob now, and what the whole command has met."""
+
+    connections: int
+    resumed: int
+    """Bytes of this blob that did not have to come: an earlier try, another process or another repository had them."""
+    retries: int
+    """Requests of all blobs that were tried again."""
+
+
+@runtime_checkable
+class TransferStep(Protocol):
+    """A Step that wants to know how its transfer goes."""
+
+    def tell(self, going: Going) -> None:
+        """Called before each ``advance``."""
 
 
 class Progress(Protocol):

@@ -17,8 +17,18 @@ from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import BlobStream, LimitedTarget, OpenBlob, RangedBlob, RangedSource, Source, Target
-from modelpack.progress import SILENT, Progress
+from modelpack.oci.target import (
+    BlobStream,
+    LimitedTarget,
+    OpenBlob,
+    PatientPlace,
+    RangedBlob,
+    RangedSource,
+    Source,
+    Target,
+)
+from modelpack.progress import SILENT, Going, Progress, TransferStep
+from modelpack.signing import tagged
 from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
 
@@ -120,7 +130,7 @@ def copy(
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
-        target.put_manifest(manifest, tag=legacy_tag)
+        tagged.merge_layers(target, legacy_tag, manifest)
     if tag is not None:
         target.put_manifest(graph.manifests[descriptor.digest], tag=tag)
     return CopyResult(
@@ -213,9 +223,8 @@ def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _G
         manifest = _fetch_if_present(source, tag)
         if manifest is None or manifest.is_index:
             continue
-        # The target may have been signed again since: a tag that says all of this and more stays as it is.
-        there = _fetch_if_present(target, tag)
-        if there is None or not {layer.digest for layer in manifest.layers} <= {layer.digest for layer in there.layers}:
+        # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
+        if tagged.missing_layers(manifest, _fetch_if_present(target, tag)):
             if graph.make_room({manifest.digest: manifest}):
                 graph.legacy_tags[tag] = manifest
             else:
@@ -247,6 +256,7 @@ class _Lines:
         self.count = count
         self.cancelled = threading.Event()
         self.bytes_read: Counter[Digest] = Counter()
+        self._open: Counter[Digest] = Counter()
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
 
@@ -271,11 +281,20 @@ class _Lines:
     ) -> Generator[Iterator[bytes], None, None]:
         while not self._free.acquire(timeout=0.2):
             self.check()
+        with self._lock:
+            self._open[descriptor.digest] += 1
         try:
             with open_stream() as chunks:
                 yield self._counted(descriptor, chunks)
         finally:
+            with self._lock:
+                self._open[descriptor.digest] -= 1
             self._free.release()
+
+    def going(self, descriptor: Descriptor, done: int, *, retries: int) -> Going:
+        with self._lock:
+            read, connections = self.bytes_read[descriptor.digest], self._open[descriptor.digest]
+        return Going(connections, resumed=max(0, done - read), retries=retries)
 
     def _counted(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -292,14 +311,22 @@ def _copy_blobs(
     source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, lines: _Lines
 ) -> list[Descriptor]:
     """Copy what is missing; returns what was copied. Raises the first failure."""
+    patient = [place for place in (source, target) if isinstance(place, PatientPlace)]
 
     def copy_one(descriptor: Descriptor) -> bool:
         if target.has_blob(descriptor):
             return False
         with progress.step(_label(descriptor), total=descriptor.size) as step:
+            done = 0
+            lock = threading.Lock()
 
             def advance(amount: int) -> None:
+                nonlocal done
                 lines.check()
+                with lock:
+                    done += amount
+                if isinstance(step, TransferStep):
+                    step.tell(lines.going(descriptor, done, retries=sum(place.retries for place in patient)))
                 step.advance(amount)
 
             target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)

@@ -73,6 +73,11 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     ),
     (e.WorkerError, 1, "--context N gives a longer conversation room; modelpack inspect shows what the model is"),
     (e.StoreLockedError, 1, "wait for the other modelpack command to end"),
+    (
+        e.PlainHTTPError,
+        1,
+        "put its certificate into ~/.config/docker/certs.d/HOST:PORT/ca.crt, and leave out --plain-http",
+    ),
     (e.RegistryRefusedError, 1, "modelpack doctor registry HOST shows what the registry takes"),
 )
 

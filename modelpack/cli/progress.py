@@ -4,10 +4,11 @@ import json
 import sys
 import threading
 import time
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from modelpack.progress import Progress, Step
+from modelpack.progress import Going, Progress, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -24,6 +25,20 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def _sentence(going: Going) -> str:
+    """What there is to say of how a transfer goes: nothing of one connection that has not been in trouble."""
+    said = [f"{going.connections} connections"] if going.connections > 1 else []
+    said += [f"{human_size(going.resumed)} resumed"] if going.resumed else []
+    said += [f"{going.retries} retries"] if going.retries else []
+    return ", ".join(said)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class PlainProgress:
@@ -53,7 +68,11 @@ class _PlainStep:
         self._done = 0
         self._began = self._told_at = time.monotonic()
         self._told = 0
+        self._going: Going | None = None
         self._lock = threading.Lock()
+
+    def tell(self, going: Going) -> None:
+        self._going = going
 
     def advance(self, amount: int) -> None:
         with self._lock:
@@ -65,9 +84,21 @@ class _PlainStep:
             passed = self._done - self._told
             due = self._total and passed >= self._total * _PLAIN_FRACTION and now - self._told_at > 1
             if due or now - self._told_at > _PLAIN_INTERVAL:
-                self._told, self._told_at = self._done, now
                 share = f" {100 * self._done // self._total}%" if self._total else ""
-                self._progress._write(f"{self._label}{share} {self._amount()}")
+                self._progress._write(
+                    ", ".join([f"{self._label}{share} {self._amount()}", *self._details(passed, now)])
+                )
+                self._told, self._told_at = self._done, now
+
+    def _details(self, passed: int, now: float) -> list[str]:
+        """Of a transfer: the rate since the last line, what it means for the rest, and how it goes."""
+        if self._going is None:
+            return []
+        rate = passed / max(now - self._told_at, 0.001)
+        said = [f"{human_size(rate)}/s"]
+        if self._total and rate:
+            said.append(f"{_duration((self._total - self._done) / rate)} left")
+        return [*said, *filter(None, [_sentence(self._going)])]
 
     def _amount(self) -> str:
         return human_size(self._done) if self._unit == "B" else f"{self._done} {self._unit}"
@@ -83,7 +114,9 @@ class _PlainStep:
         is_small = self._unit == "B" and self._total is not None and self._total < _SMALL and elapsed < 1
         if kind is None and not is_small:
             amount = f" {self._amount()}" if self._done else ""
-            self._progress._write(f"{self._label}{amount} {elapsed:.1f}s")
+            resumed = self._going.resumed if self._going else 0
+            said = f", {human_size(resumed)} of it resumed" if resumed else ""
+            self._progress._write(f"{self._label}{amount} {elapsed:.1f}s{said}")
 
 
 class JsonProgress:
@@ -112,7 +145,11 @@ class _JsonStep:
         self._progress, self._label, self._total, self._unit = progress, label, total, unit
         self._done = self._told = 0
         self._told_at = time.monotonic() - 1
+        self._going: Going | None = None
         self._lock = threading.Lock()
+
+    def tell(self, going: Going) -> None:
+        self._going = going
 
     def advance(self, amount: int) -> None:
         with self._lock:
@@ -122,12 +159,16 @@ class _JsonStep:
         self._tell("running")
 
     def _tell(self, state: str) -> None:
-        """``rate`` (a second) is that since the last line, ``remaining`` (seconds) what it would take at that rate."""
+        """``rate`` (a second) is that since the last line, ``remaining`` (seconds) what it would take at that rate.
+
+        A transfer also has ``connections``, ``resumed`` (bytes) and ``retries`` (of the whole command).
+        """
         with self._lock:
             now, done = time.monotonic(), self._done
             rate = (done - self._told) / max(now - self._told_at, 0.001)
             self._told, self._told_at = done, now
         remaining = (self._total - done) / rate if self._total is not None and rate else None
+        going = asdict(self._going) if self._going else {}
         self._progress.write(
             {
                 "event": "step",
@@ -138,6 +179,7 @@ class _JsonStep:
                 "unit": self._unit,
                 "rate": round(rate),
                 "remaining": None if remaining is None else round(remaining, 1),
+                **going,
             }
         )
 
@@ -199,11 +241,12 @@ class BarProgress:
                     *(amount if unit == "B" else []),
                     *counted,
                     TimeElapsedColumn(),
+                    TextColumn("[dim]{task.fields[going]}"),
                     console=Console(stderr=True),
                 )
                 self._live.start()
             self._running += 1
-            return self._live, self._live.add_task(_escape(label), total=total)
+            return self._live, self._live.add_task(_escape(label), total=total, going="")
 
     def end(self) -> None:
         with self._lock:
@@ -217,6 +260,9 @@ class _BarStep:
     def __init__(self, progress: BarProgress, label: str, total: int | None, unit: str) -> None:
         self._progress, self._total = progress, total
         self._live, self._task = progress.begin(label, total, unit)
+
+    def tell(self, going: Going) -> None:
+        self._live.update(self._task, going=_sentence(going))
 
     def advance(self, amount: int) -> None:
         self._live.update(self._task, advance=amount)

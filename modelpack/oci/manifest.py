@@ -22,6 +22,11 @@ ACCEPTED_TYPES = (*MANIFEST_TYPES, *INDEX_TYPES)
 EMPTY_JSON = b"{}"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 
+_NOT_DISTRIBUTED = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)
+
 # Registries refuse larger manifests (distribution specification 1.1, "Pushing Manifests": at least 4 MiB).
 MAX_MANIFEST_SIZE = 4 << 20
 MAX_LAYERS = 10_000
@@ -127,10 +132,14 @@ class Manifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """The config and the layers, each digest once, in order."""
+        """The config and the layers, each digest once, in order: what has to be where the manifest is.
+
+        Layers that nobody may distribute lie elsewhere (layer.md, "Non-Distributable Layers"), and are left out.
+        """
         unique: dict[Digest, Descriptor] = {}
         for descriptor in (self.config, *self.layers) if self.config else self.layers:
-            unique.setdefault(descriptor.digest, descriptor)
+            if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
+                unique.setdefault(descriptor.digest, descriptor)
         return tuple(unique.values())
 
     @classmethod

@@ -65,6 +65,15 @@ class RangedSource(Protocol):
 
 
 @runtime_checkable
+class PatientPlace(Protocol):
+    """A place behind a network, which is asked again where that may help."""
+
+    @property
+    def retries(self) -> int:
+        """How often it was, so far."""
+
+
+@runtime_checkable
 class LimitedTarget(Protocol):
     """A Target that knows beforehand what it will not take."""
 

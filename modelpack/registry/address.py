@@ -83,8 +83,10 @@ def stay_at(origin: Origin, base: str, location: str) -> str | None:
     there = Origin.of(url)
     if there == origin:
         return url
-    if there.host == origin.host and there.has_default_port and origin.has_default_port:
-        return f"{origin}{url[url.index(there.host) + len(there.host) :].removeprefix(f':{there.port}')}"
+    is_same_port = there.port == origin.port or (there.has_default_port and origin.has_default_port)
+    if there.host == origin.host and is_same_port:
+        parts = urlsplit(url)
+        return f"{origin}{url[url.index(parts.netloc) + len(parts.netloc) :]}"
     return None
 
 

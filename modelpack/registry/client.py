@@ -87,7 +87,7 @@ class Registry:
 
 
 class Repository:
-    """One repository; a Target, a RangedSource and a LimitedTarget. Safe to use from several threads."""
+    """One repository; a Target, RangedSource, LimitedTarget and PatientPlace. Safe to use from several threads."""
 
     def __init__(self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: ()) -> None:
         self.endpoint = endpoint
@@ -98,6 +98,10 @@ class Repository:
     def traffic(self) -> Traffic:
         """What has gone over the wire to and from the registry."""
         return self.endpoint.session.traffic
+
+    @property
+    def retries(self) -> int:
+        return self.traffic.retries
 
     def resolve(self, selector: str) -> Descriptor:
         return manifests.resolve(self.endpoint, selector)

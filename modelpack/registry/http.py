@@ -1,5 +1,6 @@
 """One HTTP exchange: pools, TLS, proxies, time limits, and urllib3's errors as ours. No auth, redirect or retry."""
 
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -213,6 +214,20 @@ class Transport:
             raise InvalidInputError(f"certificates for {self._registry} cannot be read: {error}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
+
+
+def speaks_tls(origin: Origin, *, timeout: float = 2.0) -> bool:
+    """Whether a TLS handshake succeeds there, with whoever that may be: nothing is said after it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((origin.host, origin.port), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=origin.host),
+        ):
+            return True
+    except OSError:
+        return False
 
 
 def _translate(error: exceptions.HTTPError | OSError, url: str) -> Exception:  # noqa: PLR0911 - one per failure

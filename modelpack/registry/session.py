@@ -4,14 +4,14 @@ import logging
 from collections.abc import Collection, Mapping
 from urllib.parse import urljoin
 
-from modelpack.errors import RegistryRefusedError
+from modelpack.errors import PlainHTTPError, RegistryRefusedError
 from modelpack.registry.address import Origin, stay_at, without_query
 from modelpack.registry.auth import Authorizer, Scope
 from modelpack.registry.challenges import parse_challenges
-from modelpack.registry.http import Body, Response, Transport
+from modelpack.registry.http import Body, Response, Transport, speaks_tls
 from modelpack.registry.profiles import Profile
 from modelpack.registry.refusal import Refusal, printable
-from modelpack.registry.retry import Retries
+from modelpack.registry.retry import Retries, TransientError
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class Session:
         self._transport = transport
         self._authorizer = authorizer
         self._warnings: set[str] = set()
+        # Whether it is known that a registry at an http origin does speak plain HTTP.
+        self._is_plain_http = False
 
     def request(
         self,
@@ -60,14 +62,21 @@ class Session:
         """
 
         def attempt() -> Response:
-            response = self._exchange(method, url, scope, headers or {}, body, follow_origins=follow_origins)
+            try:
+                response = self._exchange(method, url, scope, headers or {}, body, follow_origins=follow_origins)
+            except TransientError:
+                self._doubt_plain_http()
+                raise
             if response.status in expect:
+                self._is_plain_http = True
                 self._heed_warnings(response)
                 if load is not None:
                     response.load(load)
                 return response
             with response:
                 refusal = Refusal.parse(response.status, response.headers, response.excerpt())
+            if refusal.status == 400 and not refusal.codes:
+                self._doubt_plain_http()
             raise refusal.error(what)
 
         return self.retries.run(attempt) if retry else attempt()
@@ -129,6 +138,14 @@ class Session:
             return response
         response.close()
         return self._transport.send(method, url, headers=_with(headers, answer), body=body)
+
+    def _doubt_plain_http(self) -> None:
+        """Raises PlainHTTPError where a registry that plain HTTP gets no answer from speaks TLS."""
+        if self.origin.is_encrypted or self._is_plain_http:
+            return
+        if speaks_tls(self.origin):
+            raise PlainHTTPError(f"{self.registry} speaks TLS, and was spoken to in plain HTTP")
+        self._is_plain_http = True
 
     def _heed_warnings(self, response: Response) -> None:
         # Distribution specification 1.1, "Warnings": shown once, never acted upon.

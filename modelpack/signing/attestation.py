@@ -19,7 +19,7 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source, Target, read_whole
-from modelpack.signing import envelope, places, simple_signing
+from modelpack.signing import envelope, places, simple_signing, tagged
 from modelpack.signing.candidate import SCHEMES, Attestation, Claims, Rejection, Scheme, signed_reference
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import SIGN_PREDICATE, is_likely_attestation
@@ -141,7 +141,7 @@ def _append_envelope(target: Target, subject: Descriptor, signed: envelope.Envel
     # What cosign 2.5 writes; the signature is in the envelope, and cosign wants the annotation all the same.
     annotations = {simple_signing.SIGNATURE_ANNOTATION: "", "predicateType": predicate_type}
     layer = Descriptor.of(content, ENVELOPE_TYPE, annotations=annotations)
-    places.append_layer(target, simple_signing.attestation_tag(subject.digest), layer, content)
+    tagged.append_layer(target, simple_signing.attestation_tag(subject.digest), layer, content)
 
 
 def _open_bundle(source: Source, subject: Descriptor, opened: places.OpenedBundle) -> Attestation | None:

@@ -1,15 +1,13 @@
 """Where signatures and attestations lie, read within bounds and written with care.
 
 - referrers: manifests whose subject is the artifact, each with one sigstore bundle;
-- tags: layers under ``sha256-<hex>.sig`` and ``.att`` (cosign 2).
+- tags: layers under ``sha256-<hex>.sig`` and ``.att`` (cosign 2); ``tagged`` writes them.
 
 What a bundle or a layer means is for whoever opens it to say: ``signature`` and ``attestation``.
 """
 
 import hashlib
 import logging
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +16,6 @@ from typing import TypeVar
 
 from modelpack.errors import (
     InvalidContentError,
-    InvalidSignatureError,
     ModelpackError,
     NotFoundError,
     RegistryRefusedError,
@@ -32,23 +29,21 @@ from modelpack.oci.manifest import (
     EMPTY_TYPE,
     MAX_MANIFEST_SIZE,
     Descriptor,
-    Manifest,
     image_manifest,
 )
 from modelpack.oci.target import Source, Target, read_whole, write_whole
-from modelpack.signing import envelope, simple_signing
+from modelpack.signing import envelope
 from modelpack.signing.candidate import Rejection, rfc3339
+from modelpack.signing.tagged import MAX_TAG_LAYERS, tagged_manifest
 
 log = logging.getLogger(__name__)
 
 MAX_REFERRERS = 100
-MAX_TAG_LAYERS = 100
 
 PREDICATE_TYPE_ANNOTATION = "dev.sigstore.bundle.predicateType"
 
 _BUNDLE_PREFIX = "application/vnd.dev.sigstore.bundle"
 _NOTATION_CONFIG = "application/vnd.cncf.notary.signature"
-_APPEND_ATTEMPTS = 6
 
 # What a broken or hostile candidate raises. It is turned away; a registry that does not answer is not, because then
 # nobody knows what it holds.
@@ -148,7 +143,7 @@ def read_layers(
 ) -> Iterator[_Found | Rejection]:
     """What ``read`` makes of the layers under one of cosign's tags, 100 at most; it gets each layer and its place."""
     try:
-        manifest = _tagged_manifest(source, tag)
+        manifest = tagged_manifest(source, tag)
     except BROKEN as error:
         yield Rejection(f"tag {tag}", _one_line(error))
         return
@@ -198,42 +193,6 @@ def put_bundle(
             annotations=annotations,
         )
     )
-
-
-def append_layer(target: Target, tag: str, layer: Descriptor, content: bytes) -> None:
-    """Add a layer under one of cosign's tags, beside those of others.
-
-    No registry has a compare-and-swap for tags, so another signer may overwrite what we wrote: read, and add again.
-    Raises InvalidContentError where the tag holds something that nothing can be added to, InvalidSignatureError where
-    the layer does not stay.
-    """
-    write_whole(target, content, layer.media_type)
-    for attempt in range(_APPEND_ATTEMPTS):
-        present = _tagged_manifest(target, tag)
-        layers = (*(present.layers if present else ()), layer)
-        if len(layers) > MAX_TAG_LAYERS:
-            raise InvalidContentError(f"tag {tag} holds {len(layers) - 1} signatures; no more than that are read")
-        config = write_whole(target, simple_signing.image_config(layers), simple_signing.CONFIG_TYPE)
-        kept = present.annotations if present else None
-        target.put_manifest(image_manifest(config=config, layers=layers, annotations=kept), tag=tag)
-        after = _tagged_manifest(target, tag)
-        if after and any(one.digest == layer.digest and one.annotations == layer.annotations for one in after.layers):
-            return
-        time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
-    raise InvalidSignatureError(f"tag {tag} is written by others all the time; the signature did not stay")
-
-
-def _tagged_manifest(source: Source, tag: str) -> Manifest | None:
-    try:
-        descriptor = source.resolve(tag)
-    except NotFoundError:
-        return None
-    if descriptor.size > MAX_MANIFEST_SIZE:
-        raise InvalidContentError(f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}")
-    manifest = source.fetch_manifest(descriptor)
-    if manifest.is_index:
-        raise InvalidContentError("it is an index where an image manifest of signatures is wanted")
-    return manifest
 
 
 def _guarded(where: str, look: Callable[[], _Found | None]) -> _Found | Rejection | None:

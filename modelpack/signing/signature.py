@@ -17,7 +17,7 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source, Target, read_whole
-from modelpack.signing import envelope, places, simple_signing
+from modelpack.signing import envelope, places, simple_signing, tagged
 from modelpack.signing.candidate import (
     REFERENCE_ANNOTATION,
     RESERVED_PREFIX,
@@ -201,7 +201,7 @@ def _append_layer(target: Target, subject: Descriptor, key: PrivateKey, claims: 
     payload = simple_signing.Payload(claims.reference or "", subject.digest, claims.to_annotations())
     content = payload.to_bytes()
     layer = simple_signing.signed_layer(payload, key.sign(content))
-    places.append_layer(target, simple_signing.signature_tag(subject.digest), layer, content)
+    tagged.append_layer(target, simple_signing.signature_tag(subject.digest), layer, content)
 
 
 def _open_layer(source: Source, subject: Descriptor, layer: Descriptor, where: str) -> Signature:

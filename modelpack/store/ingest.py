@@ -24,6 +24,7 @@ from modelpack.oci.target import OpenBlob, RangedBlob, RangesIgnoredError
 from modelpack.store import locks, segments
 from modelpack.store.blobs import CHUNK_SIZE, Blobs
 from modelpack.store.journal import Journal
+from modelpack.store.writeback import Writeback
 
 _log = logging.getLogger(__name__)
 
@@ -184,13 +185,14 @@ class Ingest:
             progress.reached(size)
         if size < descriptor.size:
             check_space(self._partials, descriptor.size - size)
-            with open_blob(size) as chunks:
+            with Writeback(file) as writeback, open_blob(size) as chunks:
                 for chunk in chunks:
                     if size + len(chunk) > descriptor.size:
                         raise DigestMismatchError(
                             f"{descriptor.digest} is longer than the {descriptor.size} bytes promised"
                         )
                     _write_all(file, chunk)
+                    writeback.wrote(len(chunk))
                     hasher.update(chunk)
                     size += len(chunk)
                     progress.reached(size)

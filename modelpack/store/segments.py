@@ -15,9 +15,11 @@ from modelpack.errors import UnavailableError
 from modelpack.oci.digest import Digest
 from modelpack.oci.target import RangedBlob, RangesIgnoredError
 from modelpack.store.journal import Journal
+from modelpack.store.writeback import Writeback
 
 _BUFFER = 1 << 20
 _PER_CONNECTION = 32 << 20  # a connection more for less than this costs more than it brings
+_LONGEST_RUN = 4  # segments that one request asks for: a request each would cost a round trip each
 # How long a connection that has fallen silent may hold up the report of another's failure, in seconds.
 _GRACE = 1.0
 
@@ -28,19 +30,20 @@ def fill(file: int, journal: Journal, blob: RangedBlob, on_bytes: Callable[[int]
     ``on_bytes`` hears, in any thread, of every chunk that arrives; what it raises ends the work. Raises
     RangesIgnoredError when no thread writes any more.
     """
-    work = _Work(file, journal, blob, on_bytes)
-    count = min(blob.connections, -(-journal.size // _PER_CONNECTION), work.left)
-    # Daemons, as in transfer: Ctrl-C shall not wait for a connection that has fallen silent.
-    threads = [threading.Thread(target=work.fetch, name="modelpack-segment", daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        return work.hash()
-    finally:
-        work.stop()
-        grace = None if isinstance(work.failure, RangesIgnoredError) else _GRACE
+    count = min(blob.connections, -(-journal.size // _PER_CONNECTION), len(journal.missing()))
+    with Writeback(file) as writeback:
+        work = _Work(file, journal, blob, on_bytes, connections=count, writeback=writeback)
+        # Daemons, as in transfer: Ctrl-C shall not wait for a connection that has fallen silent.
+        threads = [threading.Thread(target=work.fetch, name="modelpack-segment", daemon=True) for _ in range(count)]
         for thread in threads:
-            thread.join(timeout=grace)
+            thread.start()
+        try:
+            return work.hash()
+        finally:
+            work.stop()
+            grace = None if isinstance(work.failure, RangesIgnoredError) else _GRACE
+            for thread in threads:
+                thread.join(timeout=grace)
 
 
 def adopt(file: int, journal: Journal) -> None:
@@ -73,33 +76,34 @@ def _checksum(file: int, journal: Journal, segment: int) -> int:
 class _Work:
     """What the threads of one blob share."""
 
-    def __init__(self, file: int, journal: Journal, blob: RangedBlob, on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        file: int,
+        journal: Journal,
+        blob: RangedBlob,
+        on_bytes: Callable[[int], None],
+        *,
+        connections: int,
+        writeback: Writeback,
+    ) -> None:
         self._file, self._journal, self._blob, self._on_bytes = file, journal, blob, on_bytes
+        self._connections, self._writeback = connections, writeback
         self._changed = threading.Condition()
         self._waiting = journal.missing()[::-1]
         self._stopped = False
         self.failure: BaseException | None = None
-
-    @property
-    def left(self) -> int:
-        return len(self._waiting)
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
 
     def fetch(self) -> None:
-        """One connection's work: the next missing segment, until there is none."""
+        """One connection's work: the next missing segments, until there are none."""
         # A copy of the descriptor keeps the file, and its lock, for a thread that is left behind in a read.
         file = os.dup(self._file)
         try:
-            while (segment := self._next()) is not None:
-                checksum = self._fetch(file, segment)
-                if checksum is None:
-                    return
-                with self._changed:
-                    self._journal.add(segment, checksum)
-                    self._changed.notify()
+            while run := self._next():
+                self._fetch(file, run)
         except BaseException as error:
             with self._changed:
                 self.failure = self.failure or error
@@ -122,9 +126,20 @@ class _Work:
                 position += count
         return Digest.from_hex(hasher.hexdigest())
 
-    def _next(self) -> int | None:
+    def _next(self) -> range:
+        """The first segments that nobody fetches yet, without a gap; empty when there are none, or work has ended.
+
+        Towards the end fewer at a time, so that all connections end at about the same moment.
+        """
         with self._changed:
-            return self._waiting.pop() if self._waiting and not self._stopped and self.failure is None else None
+            if not self._waiting or self._stopped or self.failure is not None:
+                return range(0)
+            longest = max(1, min(_LONGEST_RUN, len(self._waiting) // (2 * self._connections)))
+            first = self._waiting.pop()
+            stop = first + 1
+            while stop - first < longest and self._waiting and self._waiting[-1] == stop:
+                stop = self._waiting.pop() + 1
+            return range(first, stop)
 
     def _wait_for(self, segment: int) -> None:
         with self._changed:
@@ -133,27 +148,39 @@ class _Work:
                     raise self.failure
                 self._changed.wait()
 
-    def _fetch(self, file: int, segment: int) -> int | None:
-        """Write one segment; returns its checksum, None when the work has been stopped."""
-        position, stop = self._journal.bounds(segment)
-        checksum = 0
-        with self._blob.open_range(position, stop) as chunks:
+    def _fetch(self, file: int, run: range) -> None:
+        """Write the segments of one request, and enter each as soon as it is whole; less when work has been stopped."""
+        position, end = self._journal.bounds(run[0])[0], self._journal.bounds(run[-1])[1]
+        segments = iter(run)
+        segment, checksum = next(segments), 0
+        with self._blob.open_range(position, end) as chunks:
             for chunk in chunks:
                 if self._stopped:
-                    return None
-                if position + len(chunk) > stop:
-                    raise UnavailableError(f"the source sends more than the bytes up to {stop} that it was asked for")
-                _write_at(file, chunk, position)
-                checksum = zlib.crc32(chunk, checksum)
-                position += len(chunk)
+                    return
+                if position + len(chunk) > end:
+                    raise UnavailableError(f"the source sends more than the bytes up to {end} that it was asked for")
+                rest = memoryview(chunk)
+                while rest:
+                    stop = self._journal.bounds(segment)[1]
+                    piece, rest = rest[: stop - position], rest[stop - position :]
+                    _write_at(file, piece, position)
+                    checksum = zlib.crc32(piece, checksum)
+                    position += len(piece)
+                    if position == stop:
+                        self._enter(segment, checksum)
+                        segment, checksum = next(segments, segment), 0
+                self._writeback.wrote(len(chunk))
                 self._on_bytes(len(chunk))
-        if position < stop:
-            raise UnavailableError(f"the source stopped at byte {position}, before {stop}")
-        return checksum
+        if position < end:
+            raise UnavailableError(f"the source stopped at byte {position}, before {end}")
+
+    def _enter(self, segment: int, checksum: int) -> None:
+        with self._changed:
+            self._journal.add(segment, checksum)
+            self._changed.notify()
 
 
-def _write_at(file: int, content: bytes, position: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file, view, position)
-        view, position = view[written:], position + written
+def _write_at(file: int, content: memoryview, position: int) -> None:
+    while content:
+        written = os.pwrite(file, content, position)
+        content, position = content[written:], position + written

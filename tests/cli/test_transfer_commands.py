@@ -38,6 +38,11 @@ def pull(modelpack: Command, reference: str, *arguments: object) -> Any:
     return modelpack("pull", reference, "--insecure-skip-verify", *arguments)
 
 
+def steps(stderr: str, label: str) -> list[dict[str, Any]]:
+    """What ``--progress json`` told of one step."""
+    return [one for one in map(json.loads, stderr.splitlines()) if one.get("label") == label]
+
+
 def test_the_report_tells_the_wire_from_the_payload(modelpack: Command, reference: str) -> None:
     answer = pull(modelpack, reference, "--json").json("pull")
     again = pull(modelpack, reference, "--json").json("pull")
@@ -57,11 +62,32 @@ def test_retries_and_resumed_bytes_are_told(modelpack: Command, fake: FakeRegist
     fake.faults.clear()
     fake.fail("GET", weights, status=503)
 
-    answer = pull(modelpack, reference, "--json").json("pull")
+    result = pull(modelpack, reference, "--json", "--progress", "json")
+    answer = result.json("pull")
 
+    last = steps(result.stderr, "tiny-Q8_0.gguf")[-1]
+    assert (last["state"], last["resumed"], last["retries"]) == ("done", 200_000, 1)
     assert answer["transfer"]["bytes_resumed"] == 200_000
     assert answer["transfer"]["retries"] == 1
     assert answer["transfer"]["bytes_received"] < answer["bytes_copied"]
+
+
+def test_progress_tells_how_a_transfer_goes(modelpack: Command, fake: FakeRegistry, tmp_path: Path) -> None:
+    weights = bytes(range(256)) * (40 << 12)  # 40 MiB, for two connections
+    name = f"{fake.address}/team/large:v1"
+    put_cncf_model(Store.open(tmp_path / "here"), name, weights)
+    assert modelpack("push", name, "--store", tmp_path / "here").code == 0
+    blob = f"blobs/{Digest.of(weights)}"
+    fake.fail("GET", blob, cut_after=1 << 20)
+
+    result = pull(modelpack, name, "--progress", "json", "--limit-rate", "12M")
+
+    assert result.code == 0, result.stderr
+    news = steps(result.stderr, "tiny-Q8_0.gguf")
+    assert max(one["connections"] for one in news) == 2
+    assert [one["state"] for one in news][-2:] == ["running", "done"]
+    assert (news[-1]["done"], news[-1]["retries"], news[-1]["resumed"]) == (len(weights), 1, 0)
+    assert all({"rate", "remaining"} <= one.keys() for one in news)
 
 
 def test_a_slow_pull_is_as_slow_as_it_was_told_to_be(modelpack: Command, reference: str) -> None:

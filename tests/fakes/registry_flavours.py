@@ -1,6 +1,35 @@
 """Registries out there, as their bug reports and manuals describe them, for the fake registry to play."""
 
-from fakes.registry import Quirks
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """How a registry differs from the specification at its best."""
+
+    name: str = "plain"
+    separate_repositories: bool = False  # a blob is in the repositories that it was pushed to or mounted in
+    mounts: bool = True
+    mount_status: int | None = None  # what every mount answers instead
+    absolute_location: bool = False
+    put_refusal: int | None = None  # a PUT with a body: only PATCH brings content
+    patch_refusal: int | None = None
+    largest_sized_patch: int | None = None  # more is a 416; in transfer chunks it passes
+    patch_status: int = 202
+    patch_keeps: str = "all"  # or "first", or "last"
+    tells_status: bool = True  # GET of an upload says how far it is
+    keeps_broken: bool = True  # bytes of a body whose connection broke stay in the session
+    ends_broken: bool = False  # a broken body ends its session
+    lying_416: bool = False  # distribution 2: the length of the blob and a short body
+    resolves_digest_tags: bool = False  # GitLab: the tag sha256-<hex> is the manifest itself
+    referrers_elsewhere: bool = False  # GHCR: the referrers API leads to a web page
+    claims_referrers: bool = False  # ECR, once: OCI-Subject without the API
+    ignores_ranges: bool = False
+    cookies: bool = False
+    warning: str = ""
+
+
+PLAIN = Quirks()
 
 # Its sessions do not survive a broken body, and it appends whatever comes.
 DISTRIBUTION_2 = Quirks(

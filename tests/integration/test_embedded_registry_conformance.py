@@ -50,6 +50,11 @@ OF_NOBODY = image_manifest(config=EMPTY_CONFIG, layers=[EMPTY_CONFIG], subject=A
 NO_LAYERS = image_manifest(config=EMPTY_CONFIG, layers=[], artifact_type="test/empty")
 INDEX_OF_SUBJECT = image_index([MODEL.descriptor], subject=MODEL.descriptor)
 INCOMPLETE = image_manifest(config=EMPTY_CONFIG, layers=[ABSENT])
+ELSEWHERE = image_manifest(
+    config=EMPTY_CONFIG,
+    layers=[Descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", ABSENT.digest, 1)],
+    artifact_type="test/elsewhere",
+)
 SPACED = json.dumps(json.loads(MODEL.raw), indent=3).encode()
 
 NAMES = {
@@ -177,6 +182,8 @@ TABLE = (
     Row(PUSH, "without layers", "PUT", "manifests/v3", 201, body=NO_LAYERS.raw, headers=AS_MANIFEST),
     Row(PUSH, "a tag for each ?tag=", "PUT", "manifests/{model}?tag=v4&tag=v5", 201, body=MODEL.raw,
         headers=AS_MANIFEST, has={"OCI-Tag": "v4, v5"}, then=("manifests/v5", 200, MODEL.raw)),
+    Row(PUSH, "layers that nobody may distribute need not be there", "PUT", "manifests/elsewhere", 201,
+        body=ELSEWHERE.raw, headers=AS_MANIFEST, then=("manifests/elsewhere", 200, ELSEWHERE.raw)),
     Row(PUSH, "a manifest whose blobs are missing", "PUT", "manifests/v3", 400, body=INCOMPLETE.raw,
         headers=AS_MANIFEST, code="MANIFEST_BLOB_UNKNOWN"),
     Row(PUSH, "a digest that is not the manifest's", "PUT", "manifests/{absent}", 400, body=MODEL.raw,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes.registry import FakeRegistry, Quirks
-from fakes.registry_flavours import FLAVOURS
+from fakes.registry import FakeRegistry
+from fakes.registry_flavours import FLAVOURS, Quirks
 
 from modelpack.errors import (
     AccessDeniedError,

@@ -12,6 +12,7 @@ import pytest
 from fakes.registry import FakeRegistry
 
 from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError, RegistryRefusedError
+from modelpack.mirror import mirror
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import EMPTY_CONFIG, Descriptor, Manifest, image_index, image_manifest
 from modelpack.oci.target import read_whole
@@ -188,6 +189,17 @@ def test_a_registry_without_the_api_gets_the_fallback_tag(here: FakeRegistry, th
     assert [one.digest for one in target.list_referrers(model.digest)] == [signature.digest]
 
 
+def test_layers_that_nobody_may_distribute_stay_where_they_are(here: FakeRegistry, there: FakeRegistry) -> None:
+    elsewhere = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    config, layer = here.add_blob(b"{}"), Descriptor(elsewhere, Digest.of(b"elsewhere"), 9)
+    here.add_manifest("me/tiny", image_manifest(config=config, layers=[layer], artifact_type="a/b"), tag="v1")
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert list(there.blobs) == [str(config.digest)]
+
+
 def test_signatures_added_at_the_target_are_kept(here: FakeRegistry, there: FakeRegistry) -> None:
     model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     tag = legacy_tag(model, "sig")
@@ -198,6 +210,83 @@ def test_signatures_added_at_the_target_are_kept(here: FakeRegistry, there: Fake
     copy(source, open_repository(there), source.resolve("v1"), tag="v1")
 
     assert there.tags["me/tiny", tag] == str(more.digest)
+
+
+def signatures(*signed: tuple[Descriptor, str]) -> Manifest:
+    """What cosign keeps under its tag: payloads, and the signature of each beside it."""
+    layers = [
+        Descriptor(payload.media_type, payload.digest, payload.size, {"dev.cosignproject.cosign/signature": signature})
+        for payload, signature in signed
+    ]
+    return image_manifest(config=EMPTY_CONFIG, layers=layers)
+
+
+def signed_with(registry: FakeRegistry, tag: str) -> list[tuple[Digest, str]]:
+    _, raw = registry.manifests["me/tiny", registry.tags["me/tiny", tag]]
+    return [
+        (layer.digest, layer.annotations["dev.cosignproject.cosign/signature"]) for layer in Manifest.parse(raw).layers
+    ]
+
+
+def test_signatures_of_both_sides_are_merged(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    ours, theirs = here.add_blob(b"ours"), there.add_blob(b"theirs")
+    here.add_manifest("me/tiny", signatures((ours, "alice")), tag=tag)
+    there.add_manifest("me/tiny", signatures((theirs, "bob")), tag=tag)
+    source, target = open_repository(here), open_repository(there)
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1")
+
+    assert signed_with(there, tag) == [(theirs.digest, "bob"), (ours.digest, "alice")]
+    assert str(ours.digest) in there.blobs
+    assert result.referrers_copied == 1
+
+    there.requests.clear()
+    mirror(source, target, source.resolve("v1"), tag="v1")
+    assert there.count("PUT", tag) == 0
+
+
+def test_two_keys_that_signed_the_same_payload_are_two_signatures(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    payload = here.add_blob(b"payload")
+    there.add_blob(b"payload")
+    here.add_manifest("me/tiny", signatures((payload, "alice")), tag=tag)
+    there.add_manifest("me/tiny", signatures((payload, "bob")), tag=tag)
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert [signature for _, signature in signed_with(there, tag)] == ["bob", "alice"]
+
+
+def test_signatures_that_say_more_than_the_target_keep_their_digest(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    first, second = here.add_blob(b"first"), here.add_blob(b"second")
+    there.add_blob(b"first")
+    more = here.add_manifest("me/tiny", signatures((first, "alice"), (second, "bob")), tag=tag)
+    there.add_manifest("me/tiny", signatures((first, "alice")), tag=tag)
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert there.tags["me/tiny", tag] == str(more.digest)
+
+
+def test_a_tag_with_as_many_signatures_as_anybody_reads_stays(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    payload = here.add_blob(b"payload")
+    there.add_blob(b"payload")
+    here.add_manifest("me/tiny", signatures((payload, "alice")), tag=tag)
+    full = there.add_manifest("me/tiny", signatures(*((payload, f"{number}") for number in range(100))), tag=tag)
+    source = open_repository(here)
+
+    mirror(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert there.tags["me/tiny", tag] == str(full.digest)
 
 
 def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeRegistry, tmp_path: Path) -> None:

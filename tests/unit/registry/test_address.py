@@ -59,6 +59,7 @@ HERE = Origin.of("https://registry.example")
         # A proxy that ends TLS: the registry believes it speaks http.
         ("http://registry.example/v2/x?_state=1", "https://registry.example/v2/x?_state=1"),
         ("http://registry.example:80/v2/x", "https://registry.example/v2/x"),
+        ("HTTP://Registry.Example/v2/x", "https://registry.example/v2/x"),
         ("https://other.example/v2/x", None),
         ("http://registry.example:8080/v2/x", None),
         ("//other.example/x", None),
@@ -67,6 +68,17 @@ HERE = Origin.of("https://registry.example")
 )
 def test_a_location_stays_at_the_registry_or_is_none_of_ours(location: str, url: str | None) -> None:
     assert stay_at(HERE, "https://registry.example/v2/a/blobs/uploads/", location) == url
+
+
+def test_a_registry_on_a_port_that_believes_it_speaks_http_is_still_itself() -> None:
+    here = Origin.of("https://registry.example:5443")
+    base = "https://registry.example:5443/v2/"
+
+    assert stay_at(here, base, "http://registry.example:5443/v2/x?y=http://z") == (
+        "https://registry.example:5443/v2/x?y=http://z"
+    )
+    assert stay_at(here, base, "http://registry.example:5000/v2/x") is None
+    assert stay_at(here, base, "http://registry.example/v2/x") is None
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "https://", "https://x:99999/", "javascript:alert(1)", "https://[::/"])

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fakes.registry import FakeRegistry, Quirks
+from fakes.registry import FakeRegistry
+from fakes.registry_flavours import Quirks
 
 from modelpack.errors import DigestMismatchError, RegistryUnavailableError
 from modelpack.oci.manifest import Descriptor

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
-from fakes.registry import FakeRegistry, Quirks
-from fakes.registry_flavours import ARTIFACTORY, DISTRIBUTION_2, ECR
+from fakes.registry import FakeRegistry
+from fakes.registry_flavours import ARTIFACTORY, DISTRIBUTION_2, ECR, Quirks
 
 from modelpack.errors import AccessDeniedError, DigestMismatchError, RegistryRefusedError, RegistryUnavailableError
 from modelpack.oci.manifest import Descriptor

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 from store_artifacts import WEIGHT, opener
 
 from modelpack.errors import DigestMismatchError, UnavailableError
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import BlobStream, RangedBlob, RangesIgnoredError
-from modelpack.store import Store
+from modelpack.store import Store, segments
 from modelpack.store.journal import SEGMENT_SIZE, Journal
 
 # Four segments, the last one short.
@@ -301,3 +303,66 @@ def test_a_journal_knows_gaps_and_bounds(tmp_path: Path) -> None:
     assert journal.frontier() == SEGMENT_SIZE
     assert journal.bounds(3) == (3 * SEGMENT_SIZE, BLOB.size)
     journal.close()
+
+
+class Small:
+    """Forty small segments, asked for over one connection."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.content = random.Random(6).randbytes(40 * 1000 - 1)
+        self.blob = Descriptor.of(self.content, WEIGHT)
+        self.asked: list[tuple[int, int]] = []
+        self.break_at: int | None = None
+        self.journal = Journal(tmp_path / "journal", self.blob, segment_size=1000)
+        self.file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.file, len(self.content))
+
+    @contextlib.contextmanager
+    def open_range(self, start: int, stop: int) -> Iterator[Iterator[bytes]]:
+        self.asked.append((start, stop))
+
+        def chunks() -> Iterator[bytes]:
+            # Pieces that do not end where segments do.
+            for position in range(start, stop, 700):
+                if self.break_at is not None and position >= self.break_at:
+                    raise ConnectionError("the wire was cut")
+                yield self.content[position : min(position + 700, stop)]
+
+        yield chunks()
+
+    def fill(self) -> Digest:
+        blob = RangedBlob(opener(self.content), self.open_range, connections=1)
+        return segments.fill(self.file, self.journal, blob, lambda _: None)
+
+
+def test_one_request_asks_for_several_segments_and_fewer_towards_the_end(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+
+    assert small.fill() == small.blob.digest
+
+    lengths = [-(-(stop - start) // 1000) for start, stop in small.asked]
+    assert lengths[:8] == [4] * 8
+    assert lengths[8:] == [4, 2, 1, 1]
+    assert [start for start, _ in small.asked] == [0, *(stop for _, stop in small.asked[:-1])]
+
+
+def test_a_request_that_breaks_keeps_the_segments_it_has_brought(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.break_at = 7_100  # in the last segment of the second request
+    with pytest.raises(ConnectionError):
+        small.fill()
+    assert small.journal.missing() == list(range(7, 40))
+
+    small.break_at, small.asked = None, []
+    assert small.fill() == small.blob.digest
+    assert small.asked[0] == (7_000, 11_000)
+
+
+def test_a_request_ends_where_something_is_there_already(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    os.pwrite(small.file, small.content[2000:3000], 2000)
+    small.journal.add(2, zlib.crc32(small.content[2000:3000]))
+
+    assert small.fill() == small.blob.digest
+
+    assert small.asked[:2] == [(0, 2000), (3000, 7000)]

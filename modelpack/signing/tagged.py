@@ -1,0 +1,86 @@
+"""Layers under one of cosign's tags beside an artifact (``sha256-<hex>.sig`` and ``.att``), added to by many hands."""
+
+import random
+import time
+from collections.abc import Sequence
+
+from modelpack.errors import InvalidContentError, InvalidSignatureError, NotFoundError
+from modelpack.oci.manifest import MAX_MANIFEST_SIZE, Descriptor, Manifest, image_manifest
+from modelpack.oci.target import Source, Target, write_whole
+from modelpack.signing import simple_signing
+
+MAX_TAG_LAYERS = 100
+"""More are not read."""
+
+_ATTEMPTS = 6
+
+
+def tagged_manifest(source: Source, tag: str) -> Manifest | None:
+    """What the tag names; None when there is none. Raises InvalidContentError for what holds no layers."""
+    try:
+        descriptor = source.resolve(tag)
+    except NotFoundError:
+        return None
+    if descriptor.size > MAX_MANIFEST_SIZE:
+        raise InvalidContentError(f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}")
+    manifest = source.fetch_manifest(descriptor)
+    if manifest.is_index:
+        raise InvalidContentError("it is an index where an image manifest of signatures is wanted")
+    return manifest
+
+
+def missing_layers(wanted: Manifest, present: Manifest | None) -> list[Descriptor]:
+    """What ``wanted`` says and ``present`` does not.
+
+    Two keys that sign the same payload differ in their annotations alone, which hold the signature.
+    """
+    return [layer for layer in wanted.layers if not _is_among(layer, present.layers if present else ())]
+
+
+def append_layer(target: Target, tag: str, layer: Descriptor, content: bytes) -> None:
+    """Add a layer beside those of others.
+
+    Raises InvalidContentError where the tag holds something that nothing can be added to, InvalidSignatureError where
+    the layer does not stay.
+    """
+    write_whole(target, content, layer.media_type)
+    present = tagged_manifest(target, tag)
+    if present and len(present.layers) >= MAX_TAG_LAYERS:
+        raise InvalidContentError(f"tag {tag} holds {len(present.layers)} signatures; no more than that are read")
+    _add(target, tag, [layer], None)
+
+
+def merge_layers(target: Target, tag: str, manifest: Manifest) -> None:
+    """Let a tag say what ``manifest``, whose blobs are there, says, besides what it says already.
+
+    ``manifest`` itself is put where the tag holds nothing else, so that its digest stays. What is there stays, and of
+    the others as many come as are read. Raises what ``append_layer`` raises.
+    """
+    _add(target, tag, manifest.layers, manifest)
+
+
+def _add(target: Target, tag: str, layers: Sequence[Descriptor], whole: Manifest | None) -> None:
+    # No registry has a compare-and-swap for tags, so another signer may overwrite what we wrote: read, and add again.
+    for attempt in range(_ATTEMPTS):
+        present = tagged_manifest(target, tag)
+        there = present.layers if present else ()
+        room = max(0, MAX_TAG_LAYERS - len(there))
+        new = [layer for layer in layers if not _is_among(layer, there)][:room]
+        if present and not new:
+            return
+        if whole and all(_is_among(layer, whole.layers) for layer in there):
+            target.put_manifest(whole, tag=tag)
+        else:
+            merged = (*there, *new)
+            config = write_whole(target, simple_signing.image_config(merged), simple_signing.CONFIG_TYPE)
+            kept = present.annotations if present else None
+            target.put_manifest(image_manifest(config=config, layers=merged, annotations=kept), tag=tag)
+        after = tagged_manifest(target, tag)
+        if after and all(_is_among(layer, after.layers) for layer in new):
+            return
+        time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
+    raise InvalidSignatureError(f"tag {tag} is written by others all the time; the signature did not stay")
+
+
+def _is_among(layer: Descriptor, layers: Sequence[Descriptor]) -> bool:
+    return any(one.digest == layer.digest and one.annotations == layer.annotations for one in layers)
