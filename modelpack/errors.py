@@ -133,6 +133,12 @@ class RollbackError(PolicyRefusedError):
     code = "policy.rollback"
 
 
+class RevokedError(PolicyRefusedError):
+    """The policy names this artifact, or a blob of it, as one that nobody may use."""
+
+    code = "policy.revoked"
+
+
 class InvalidSignatureError(UntrustedError):
     code = "signature.invalid"
 

@@ -18,7 +18,7 @@ from modelpack.signing.candidate import Candidate, Signature
 from modelpack.signing.keys import PublicKey
 from modelpack.signing.signature import find_signatures
 from modelpack.store import Store, StoredTag
-from modelpack.trust import Verdict, check_trust
+from modelpack.trust import Verdict, check_trust, require_not_revoked
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def require_trusted(
     decision to skip the verification. Raises UntrustedError.
     """
     held = read_receipt(store, descriptor)
-    if policy and descriptor.digest in policy.revoked:
-        raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
+    if policy:
+        require_not_revoked(store.repository(reference.name), reference, descriptor, policy)
     if held and (held.is_built or (held.is_skipped and not (policy and policy.is_locked))):
         return held
     if held and held.view_of:

@@ -48,11 +48,12 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (e.RegistryUnavailableError, 5, "try again: what was transferred is kept"),
     (e.UnavailableError, 5, "try again"),
     (e.RollbackError, 6, "ask the publisher; --allow-rollback takes the older one all the same"),
+    (e.RevokedError, 6, "do not use it; the policy says so: modelpack policy check shows what it revokes"),
     (e.UnsignedError, 6, "ask the publisher to run: modelpack sign REF --key KEY"),
     (
         e.PolicyRefusedError,
         6,
-        "modelpack trust list shows the rules; modelpack trust add NAME KEY.pub --match 'REGISTRY/**' adds one",
+        "modelpack policy explain REF shows which rule decides and what it needs; modelpack trust list shows all",
     ),
     (e.InvalidSignatureError, 6, "signed by somebody else, or altered: compare the key's id with the publisher's"),
     (e.DigestMismatchError, 6, "do not use it; if it came over a proxy or cache, look there"),

@@ -42,7 +42,7 @@ COMMENTED_FILE = (
 # signers = ["ci"]
 # where = { "result" = "PASSED" }
 
-# Refused whoever signed it.
+# Refused whoever signed it: a manifest, or a blob of one, such as the weights.
 # [[revoked]]
 # digest = "sha256:..."
 # reason = "trained on the wrong data"

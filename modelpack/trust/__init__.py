@@ -3,7 +3,7 @@
 Reads a few KiB, never a large blob.
 """
 
-from modelpack.trust.check import check_trust
+from modelpack.trust.check import check_trust, require_not_revoked
 from modelpack.trust.verdict import Attested, Signer, Verdict
 
-__all__ = ["Attested", "Signer", "Verdict", "check_trust"]
+__all__ = ["Attested", "Signer", "Verdict", "check_trust", "require_not_revoked"]
