@@ -18,7 +18,7 @@ from modelpack.signing.candidate import Candidate, Signature
 from modelpack.signing.keys import PublicKey
 from modelpack.signing.signature import find_signatures
 from modelpack.store import Store, StoredTag
-from modelpack.trust import Verdict, check_trust, require_not_revoked
+from modelpack.trust import Verdict, check_trust, require_not_revoked, require_templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,10 @@ def require_trusted(
     promised = _promised(store, reference, descriptor, held)
     if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
         _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=held.is_locked)
+        rule = policy.rule_for(promised) if policy else None
+        if rule:
+            # Before a pull these are bytes that nobody has hashed yet; a registry might have shown others.
+            require_templates(store.repository(reference.name), promised, descriptor, rule)
         return held
     renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)

@@ -19,6 +19,7 @@ from modelpack.signing.candidate import Claims, Rejection, Signature
 from modelpack.signing.signature import find_signatures
 from modelpack.trust.conditions import first_of, require_attested, require_licenses
 from modelpack.trust.judge import Counted, Judge, claims_fault, is_about
+from modelpack.trust.templates import require_templates
 from modelpack.trust.verdict import Attested, Verdict
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def check_trust(
     what was looked at and turned away. A broken or foreign signature more never hurts an artifact that has enough.
     """
     # 1. What is revoked is refused whoever signed it. 2. One rule decides. 3. Every signature is judged alone.
-    # 4. Distinct signers are counted. 5. Only what is signed is read further: licences, and what is attested.
+    # 4. Distinct signers are counted. 5. Only what is signed is read further: licences, chat templates, attestations.
     require_not_revoked(source, reference, subject, policy)  # 1
     rule = policy.rule_for(reference)  # 2
     if rule is None:
@@ -68,6 +69,7 @@ def check_trust(
     if len(tally.counted) < rule.threshold:  # 4
         raise tally.refusal(reference, subject)
     require_licenses(source, reference, subject, rule)  # 5
+    require_templates(source, reference, subject, rule)
     attested = require_attested(source, reference, subject, rule, judge, now=now)
     return tally.verdict(reference, subject, now, attested)
 
