@@ -44,7 +44,7 @@ def digests(metadata: Mapping[str, object]) -> dict[str, str]:
 
 
 def difference(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """What changed in the default chat template, as the lines of a unified diff, 40 at most; empty where nothing did."""
+    """What changed in the default chat template: lines of a unified diff, 40 at most; none where nothing did."""
     one, other = (templates(metadata).get(_KEY, "") for metadata in (before, after))
     if one == other:
         return []

@@ -33,8 +33,8 @@ def compare(
     """Measure what a variant lost against the model that it was made from.
 
     BASE and VARIANT are .gguf files or models in the store. Both read the same text; perplexity, Kullback-Leibler
-    divergence (0 is best) and agreement on the next token come out as llama-perplexity would print them. A chat template
-    that is not the base's is said, and what differs.
+    divergence (0 is best) and agreement on the next token come out as llama-perplexity would print them. Another chat
+    template than the base's is told, with what differs.
 
     \b
     modelpack compare tiny-llama-BF16.gguf tiny-llama-Q4_K_M.gguf
