@@ -215,12 +215,30 @@ def append_layer(target: Target, tag: str, layer: Descriptor, content: bytes) ->
             raise InvalidContentError(f"tag {tag} holds {len(layers) - 1} signatures; no more than that are read")
         config = write_whole(target, simple_signing.image_config(layers), simple_signing.CONFIG_TYPE)
         kept = present.annotations if present else None
-        target.put_manifest(image_manifest(config=config, layers=layers, annotations=kept), tag=tag)
-        after = _tagged_manifest(target, tag)
-        if after and any(one.digest == layer.digest and one.annotations == layer.annotations for one in after.layers):
-            return
-        time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
+        manifest = image_manifest(config=config, layers=layers, annotations=kept)
+        # As late as can be: what is written between this look and the next request is what gets lost.
+        if _digest_of(_tagged_manifest(target, tag)) == _digest_of(present):
+            target.put_manifest(manifest, tag=tag)
+            is_alone = _digest_of(_tagged_manifest(target, tag)) == manifest.digest and attempt == 0
+            if not is_alone:
+                _pause(attempt)
+            if _holds(_tagged_manifest(target, tag), layer):
+                return
+        _pause(attempt)
     raise InvalidSignatureError(f"tag {tag} is written by others all the time; the signature did not stay")
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
+
+
+def _digest_of(manifest: Manifest | None) -> Digest | None:
+    return manifest.digest if manifest else None
+
+
+def _holds(manifest: Manifest | None, layer: Descriptor) -> bool:
+    layers = manifest.layers if manifest else ()
+    return any(one.digest == layer.digest and one.annotations == layer.annotations for one in layers)
 
 
 def _tagged_manifest(source: Source, tag: str) -> Manifest | None:
