@@ -14,7 +14,7 @@ from modelpack.errors import (
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
-from modelpack.signing.candidate import Candidate, Signature
+from modelpack.signing.candidate import Candidate, Signature, rfc3339
 from modelpack.signing.keys import PublicKey
 from modelpack.signing.signature import find_signatures
 from modelpack.store import Store, StoredTag
@@ -120,6 +120,11 @@ def require_trusted(
             # Before a pull these are bytes that nobody has hashed yet; a registry might have shown others.
             require_templates(store.repository(reference.name), promised, descriptor, rule)
         return held
+    if policy is None and held and held.verdict and held.verdict.is_verified and held.verdict.valid_until:
+        raise PolicyRefusedError(
+            f"{reference} is refused: what it was verified by at its pull counted until "
+            f"{rfc3339(held.verdict.valid_until)}, and there is no policy that says more"
+        )
     renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)
     return renewed

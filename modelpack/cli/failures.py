@@ -48,6 +48,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (e.RegistryUnavailableError, 5, "try again: what was transferred is kept"),
     (e.UnavailableError, 5, "try again"),
     (e.RollbackError, 6, "ask the publisher; --allow-rollback takes the older one all the same"),
+    (e.NotLockedError, 6, "modelpack lock REF verifies it as it is now, and writes that down"),
     (e.RevokedError, 6, "do not use it; the policy says so: modelpack policy check shows what it revokes"),
     (e.UnsignedError, 6, "ask the publisher to run: modelpack sign REF --key KEY"),
     (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from modelpack.cli import failures
 from modelpack.errors import (
     InvalidSignatureError,
+    NotLockedError,
     PolicyRefusedError,
     RevokedError,
     RollbackError,
@@ -44,9 +45,14 @@ def advice(error: UntrustedError, wanted: Reference, policy: Policy) -> str:
     """What to do about a refusal, and whom to ask for it."""
     rule = policy.rule_for(wanted)
     publisher = f"whoever publishes {wanted.name}"
+    if isinstance(error, NotLockedError):
+        return f"modelpack lock {wanted} verifies it as it is now, and writes that down"
     if rule is None and not isinstance(error, RevokedError):
         return _advice_without_rule(wanted, publisher, is_locked=policy.is_locked)
     signers = ", ".join(signer.name for signer in rule.signers) if rule else ""
+    if policy.path is None and isinstance(error, InvalidSignatureError | PolicyRefusedError):
+        # Of --key: no file says more than the error does.
+        return f"ask {publisher} for what is missing, and compare the id of their key: modelpack key info KEY.pub"
     # The most special class first.
     advices: tuple[tuple[type[UntrustedError], str], ...] = (
         (RevokedError, f"do not use it; {policy.path} says so, and {publisher} may have another version"),

@@ -384,3 +384,19 @@ def test_a_view_of_what_was_built_here_outlives_it(modelpack, built):
     models = modelpack("list", "--json").json("list")["models"]
     assert {model["reference"]: model["verified"] for model in models}["demo/tiny:v1-slim"] == "built here"
     assert modelpack("run", "demo/tiny:v1-slim", "Hello!", "--temperature", "0").code == 0
+
+
+def test_a_refusal_fits_one_screen_however_many_signed(modelpack, signed, tmp_path):
+    for number in range(5):
+        assert modelpack("keygen", "--out", tmp_path / f"k{number}", "--no-password").code == 0
+        assert modelpack("sign", NAME, "--key", tmp_path / f"k{number}.key", "--local").code == 0
+    assert modelpack("keygen", "--out", tmp_path / "other", "--no-password").code == 0
+    arguments = ("verify", NAME, "--local", "--trust-only", "--key", tmp_path / "other.pub")
+
+    refused = modelpack(*arguments)
+
+    assert refused.code == 6
+    assert len(refused.stderr.splitlines()) == 11
+    assert "and 4 more, which --json lists" in refused.stderr
+    assert "modelpack key info KEY.pub" in refused.stderr
+    assert len(modelpack(*arguments, "--json").json("error")["error"]["rejections"]) == 12
