@@ -139,6 +139,18 @@ class RollbackError(PolicyRefusedError):
     code = "policy.rollback"
 
 
+class NotLockedError(PolicyRefusedError):
+    """The lock file says nothing about it, or something else."""
+
+    code = "policy.not-locked"
+
+
+class RevokedError(PolicyRefusedError):
+    """The policy names this artifact, or a blob of it, as one that nobody may use."""
+
+    code = "policy.revoked"
+
+
 class InvalidSignatureError(UntrustedError):
     code = "signature.invalid"
 

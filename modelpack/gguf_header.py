@@ -217,16 +217,24 @@ def read_header(path: Path) -> GGUFHeader:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return _Parser(path, file, size).parse()
+            return parse_header(file, size, name=path.name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFoundError(f"no GGUF file at {path}") from error
+
+
+def parse_header(file: BinaryIO, size: int, *, name: str) -> GGUFHeader:
+    """The header at the beginning of a file of ``size`` bytes, which is read from front to back and no further.
+
+    Bounded as ``read_header`` is. Raises InvalidGGUFError.
+    """
+    return _Parser(name, file, size).parse()
 
 
 class _Parser:
     """Reads front to back; every length is checked against what is left of the file before it is used."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path = path
+    def __init__(self, name: str, file: BinaryIO, size: int) -> None:
+        self.name = name
         self.file = file
         self.size = size
         self.position = 0
@@ -385,7 +393,11 @@ class _Parser:
 
     def skip(self, length: int) -> None:
         self.advance(length)
-        self.file.seek(length, 1)
+        while length:
+            passed = len(self.file.read(min(length, 1 << 20)))
+            if not passed:
+                raise self.invalid("is cut off inside its header")
+            length -= passed
 
     def advance(self, length: int) -> None:
         self.position += length
@@ -393,7 +405,7 @@ class _Parser:
             raise self.invalid(f"has a header of more than {MAX_HEADER >> 20} MiB")
 
     def invalid(self, reason: str) -> InvalidGGUFError:
-        return InvalidGGUFError(f"{self.path.name} {reason}")
+        return InvalidGGUFError(f"{self.name} {reason}")
 
 
 def _align(position: int, alignment: int) -> int:

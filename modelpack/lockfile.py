@@ -13,7 +13,7 @@ from typing import Any
 
 from modelpack import schemas
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidInputError, MalformedReferenceError, PolicyRefusedError
+from modelpack.errors import InvalidInputError, MalformedReferenceError, NotLockedError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
@@ -57,9 +57,9 @@ class Locked:
         }
 
     def require(self, wanted: Reference, descriptor: Descriptor) -> None:
-        """Raise PolicyRefusedError unless this is what was locked."""
+        """Raise NotLockedError unless this is what was locked."""
         if (descriptor.digest, descriptor.size) != (self.digest, self.size):
-            raise PolicyRefusedError(
+            raise NotLockedError(
                 f"{wanted} is refused: it is {descriptor.digest} ({descriptor.size} bytes) where the lock has "
                 f"{self.digest} ({self.size} bytes)"
             )
@@ -100,12 +100,12 @@ class Lock:
         return Lock({**self.entries, **{entry.reference: entry for entry in entries}})
 
     def find(self, wanted: Reference) -> Locked:
-        """What ``wanted`` is locked to. Raises PolicyRefusedError where it is not, or names another digest itself."""
+        """What ``wanted`` is locked to. Raises NotLockedError where it is not, or names another digest itself."""
         entry = self.entries.get(wanted.tagged)
         if entry is None:
-            raise PolicyRefusedError(f"{wanted} is refused: it is not in the lock file")
+            raise NotLockedError(f"{wanted} is refused: it is not in the lock file")
         if wanted.digest and wanted.digest != entry.digest:
-            raise PolicyRefusedError(f"{wanted} is refused: the lock has {entry.digest}")
+            raise NotLockedError(f"{wanted} is refused: the lock has {entry.digest}")
         return entry
 
     def save(self, path: Path) -> None:

@@ -14,11 +14,11 @@ from modelpack.errors import (
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
-from modelpack.signing.candidate import Candidate, Signature
+from modelpack.signing.candidate import Candidate, Signature, rfc3339
 from modelpack.signing.keys import PublicKey
 from modelpack.signing.signature import find_signatures
 from modelpack.store import Store, StoredTag
-from modelpack.trust import Verdict, check_trust
+from modelpack.trust import Verdict, check_trust, require_not_revoked, require_templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def require_trusted(
     decision to skip the verification. Raises UntrustedError.
     """
     held = read_receipt(store, descriptor)
-    if policy and descriptor.digest in policy.revoked:
-        raise PolicyRefusedError(f"{reference}: {descriptor.digest} is revoked")
+    if policy:
+        require_not_revoked(store.repository(reference.name), reference, descriptor, policy)
     if held and (held.is_built or (held.is_skipped and not (policy and policy.is_locked))):
         return held
     if held and held.view_of:
@@ -115,7 +115,16 @@ def require_trusted(
     promised = _promised(store, reference, descriptor, held)
     if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
         _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=held.is_locked)
+        rule = policy.rule_for(promised) if policy else None
+        if rule:
+            # Before a pull these are bytes that nobody has hashed yet; a registry might have shown others.
+            require_templates(store.repository(reference.name), promised, descriptor, rule)
         return held
+    if policy is None and held and held.verdict and held.verdict.is_verified and held.verdict.valid_until:
+        raise PolicyRefusedError(
+            f"{reference} is refused: what it was verified by at its pull counted until "
+            f"{rfc3339(held.verdict.valid_until)}, and there is no policy that says more"
+        )
     renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)
     return renewed

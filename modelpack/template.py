@@ -5,7 +5,9 @@ that one: it parses, and never compiles or renders (CVE-2024-34359, CVE-2026-576
 no business of a lint: for that its digest is recorded, so that a changed template cannot pass for the old one.
 """
 
+import difflib
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ DIGEST_ANNOTATION = "dev.modelpack.template-sha256"
 MAX_TEMPLATE_SIZE = 256 << 10
 """Bytes; the longest that are published have some 20 KiB."""
 MAX_NODES = 50_000
+
+_MAX_COMPARED = 2_000
 
 _KEY = "tokenizer.chat_template"
 _DUNDER = re.compile(r"(?:^|[.\[({])\s*__\w+__")
@@ -34,10 +38,26 @@ def templates(metadata: Mapping[str, object]) -> dict[str, str]:
     }
 
 
+def digests(metadata: Mapping[str, object]) -> dict[str, str]:
+    """The sha256 of each of these templates by its key, in hexadecimal digits."""
+    return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in templates(metadata).items() if text}
+
+
+def difference(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """What changed in the default chat template: lines of a unified diff, 40 at most; none where nothing did."""
+    one, other = (templates(metadata).get(_KEY, "") for metadata in (before, after))
+    if one == other:
+        return []
+    if max(one.count("\n"), other.count("\n")) > _MAX_COMPARED:
+        return [f"the templates differ, and have more than {_MAX_COMPARED} lines"]
+    lines = difflib.unified_diff(one.splitlines(), other.splitlines(), "base", "variant", n=1, lineterm="")
+    return list(itertools.islice(lines, 40)) or ["the templates differ in how their lines end"]
+
+
 def annotations(metadata: Mapping[str, object]) -> dict[str, str]:
     """How an artifact tells which default chat template it has; nothing where it has none."""
-    template = templates(metadata).get(_KEY)
-    return {DIGEST_ANNOTATION: hashlib.sha256(template.encode()).hexdigest()} if template else {}
+    digest = digests(metadata).get(_KEY)
+    return {DIGEST_ANNOTATION: digest} if digest else {}
 
 
 def problems(metadata: Mapping[str, object]) -> list[str]:

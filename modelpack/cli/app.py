@@ -12,6 +12,7 @@ import click
 from modelpack.cli.progress import make_progress
 from modelpack.cli.settings import Settings, load_settings
 from modelpack.cli.terminal import printable
+from modelpack.errors import InvalidInputError
 from modelpack.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,8 +72,11 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
                 # Ours alone: urllib3 and httpx log whole URLs, and storage behind a registry signs its URLs.
                 logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
                 logging.getLogger("modelpack").setLevel(logging.DEBUG)
-            mode = settings.progress if settings.progress in PROGRESS_MODES else "auto"
-            app = App(settings, json_output=json_output, progress=make_progress(mode, quiet=quiet))
+            if settings.progress not in PROGRESS_MODES:
+                raise InvalidInputError(
+                    f"progress is {settings.progress!r:.40} in the settings, not one of {', '.join(PROGRESS_MODES)}"
+                )
+            app = App(settings, json_output=json_output, progress=make_progress(settings.progress, quiet=quiet))
             function(app, **arguments)
 
         made: click.Command = click.command(name)(functools.update_wrapper(run, function))

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from modelpack.cli.app import App, command
+from modelpack.cli.judging import Judge, keep_verdict
 from modelpack.cli.progress import human_size
 from modelpack.cli.transfers import jobs_option, limit_rate_option
 from modelpack.errors import InvalidInputError, NotFoundError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from modelpack.oci.target import Source, Target
     from modelpack.policy import Policy
     from modelpack.store.index import Entry
-    from modelpack.trust import Verdict
 
 PLAIN_HTTP = click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 KEYS = click.option(
@@ -38,8 +37,8 @@ class Origin:
     descriptor: Descriptor
     reference: Reference | None
     tag: str | None
-    is_judged: bool = False
-    """Whether it is in our store: then it was judged when it came in."""
+    is_stored: bool = False
+    """Whether it is in our store: then it was judged when it came in, and may have to be judged again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,9 @@ def copy(
     """Copy an artifact with its signatures and all else that refers to it; the digest stays the same.
 
     SRC and DST are registry/repository:tag, store:NAME (or a name without a registry), oci-layout:DIR[:tag] or
-    oci-archive:FILE.tar[:tag]. What does not come from the store is judged by the policy before anything large moves:
-    under its own name, or, where a layout gives it none, under that of DST. An archive is written anew.
+    oci-archive:FILE.tar[:tag]. The policy judges it before anything large moves: under its own name, or, where a layout
+    gives it none, under that of DST. What comes from the store was judged when it came in, and is judged again where
+    the policy has changed, or where --key or --policy ask for it. An archive is written anew.
 
     \b
     modelpack copy ghcr.io/team/model:v1 registry.example.com/mirror/model:v1
@@ -89,15 +89,15 @@ def copy(
 
     origin = open_source(app, source, plain_http=plain_http, rate_limit=limit_rate)
     there = open_target(app, destination, origin, plain_http=plain_http, rate_limit=limit_rate)
-    verdict = None
-    name = origin.reference or there.reference
-    if not origin.is_judged:
-        name = name or Reference(None, "unnamed")
-        judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
+    name = origin.reference or there.reference or Reference(None, "unnamed")
+    judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
+    if origin.is_stored:
+        verdict = judge.judge_stored(app, origin.source, name, origin.descriptor)
+    else:
         verdict = judge.judge(app, origin.source, name, origin.descriptor)
     result = mirror(origin.source, there.target, origin.descriptor, tag=there.tag, jobs=jobs, progress=app.progress)
     there.finish()
-    if there.is_store and verdict and name:
+    if there.is_store and verdict and not origin.is_stored:
         keep_verdict(app, name, origin.descriptor, verdict)
     document = {
         "source": source,
@@ -134,7 +134,7 @@ def open_source(app: App, text: str, *, plain_http: bool, rate_limit: int | None
     if text.startswith("store:") or reference.registry is None:
         stored = app.store.find(reference)
         source = app.store.repository(stored.reference.name)
-        return Origin(source, stored.descriptor, stored.reference, _tag_of(stored.reference), is_judged=True)
+        return Origin(source, stored.descriptor, stored.reference, _tag_of(stored.reference), is_stored=True)
     source = open_remote(app, reference, plain_http=plain_http, rate_limit=rate_limit)
     return Origin(source, source.resolve(reference.selector), reference, _tag_of(reference))
 
@@ -202,56 +202,6 @@ def _origin_in_layout(source: "Source", entry: "Entry") -> Origin:
 
 def _tag_of(reference: Reference) -> str | None:
     return None if reference.digest else reference.selector
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Who says whether something may come in, and what a person said about it."""
-
-    rules: "Policy"
-    is_skipped: bool
-    allow_rollback: bool
-
-    @classmethod
-    def appoint(
-        cls, app: App, keys: tuple[Path, ...], policy: Path | None, *, skip: bool, allow_rollback: bool
-    ) -> "Judge":
-        """Raises InvalidInputError for flags that contradict each other, and what loading a policy raises."""
-        from modelpack.cli.places import load_policy
-        from modelpack.policy import Policy
-
-        if skip and keys:
-            raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
-        return cls(load_policy(app, keys, policy, skip=skip) or Policy.empty(), skip, allow_rollback)
-
-    def judge(self, app: App, source: "Source", reference: Reference, descriptor: Descriptor) -> "Verdict":
-        """Whether it may come in under this name. Reads a few KiB. Raises UntrustedError."""
-        from modelpack.cli.refusal import refusing_download
-        from modelpack.rollback import require_no_rollback
-        from modelpack.trust import Verdict, check_trust
-
-        now = datetime.now(UTC)
-        if self.is_skipped:
-            app.progress.warn(f"NOT verifying {reference}: whoever can write to where it is decides what it is")
-            return Verdict.skipped(reference, descriptor, now=now)
-        with refusing_download(reference, self.rules):
-            verdict = check_trust(source, reference, descriptor, self.rules, now=now)
-            if not self.allow_rollback:
-                require_no_rollback(app.store, reference, verdict)
-        if verdict.is_verified:
-            app.note(f"{reference}: signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
-        else:
-            app.progress.warn(f"{reference} is not verified ({verdict.rule})")
-        return verdict
-
-
-def keep_verdict(app: App, reference: Reference, descriptor: Descriptor, verdict: "Verdict") -> None:
-    """What the store remembers of something that came in."""
-    from modelpack.receipt import Receipt, write_receipt
-    from modelpack.rollback import remember
-
-    write_receipt(app.store, descriptor, Receipt(reference, verdict))
-    remember(app.store, reference, verdict)
 
 
 @click.group("bundle")

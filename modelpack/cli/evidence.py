@@ -25,7 +25,9 @@ _SURE = {"signed": "signed by", "recorded": "recorded by", "said": "said by", "u
     "--type", "kind", required=True, metavar="TYPE", help="slsa, test-result, cyclonedx, or the URI of another type."
 )
 @click.option("--predicate", required=True, type=click.Path(path_type=Path), help="The JSON file that says it.")
-@click.option("--key", required=True, help="The private key: a file, or env:NAME.")
+@click.option("--key", help="The private key: a file, env:NAME, or a pkcs11: URI.")
+@click.option("--keyless", is_flag=True, help="Sign as the CI job that this is, with a certificate instead of a key.")
+@click.option("--trust-config", type=click.Path(path_type=Path), help="A private sigstore instance for --keyless.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
 @click.option("--local", is_flag=True, help="Attest in the store; push sends the attestation along.")
 @click.option("--legacy-attestations", is_flag=True, help="Under cosign's .att tag as well, for policy-controller.")
@@ -35,7 +37,9 @@ def attest(
     reference: str,
     kind: str,
     predicate: Path,
-    key: str,
+    key: str | None,
+    keyless: bool,
+    trust_config: Path | None,
     password_file: Path | None,
     local: bool,
     legacy_attestations: bool,
@@ -46,16 +50,21 @@ def attest(
     Where it is written, and what a tag alone may name, is as with sign. Predicates of the types that modelpack knows
     are checked. Attesting the same twice changes nothing. An attestation is no signature: a policy asks for either.
 
+    --keyless is as with sign: it takes the OIDC token of a CI job to sigstore, whose logs are public.
+
     \b
     modelpack attest registry.example.com/team/model:v1 --type test-result --predicate eval.json --key team.key
     """
     from modelpack.cli.key import load_private_key
-    from modelpack.cli.trust import place_to_sign
+    from modelpack.cli.trust import check_signer, open_keyless, place_to_sign
     from modelpack.evidence.predicates import check_predicate, predicate_type
     from modelpack.evidence.record import weights_of
     from modelpack.oci import strict_json
     from modelpack.signing import attestation
 
+    check_signer("attest", key, keyless=keyless, trust_config=trust_config)
+    if keyless and (legacy_attestations or password_file):
+        raise InvalidInputError("--keyless has no key, and makes bundles alone")
     wanted = Reference.parse(reference)
     uri = predicate_type(kind)
     try:
@@ -65,6 +74,28 @@ def attest(
     except InvalidContentError as error:
         raise InvalidInputError(str(error)) from error
     check_predicate(uri, said)
+    if key is None:
+        target, wanted, descriptor = place_to_sign(app, wanted, local=local, plain_http=plain_http)
+        signed = open_keyless(app, trust_config).attest(
+            target,
+            wanted,
+            descriptor,
+            predicate_type=uri,
+            predicate=said,
+            created=datetime.now(UTC),
+            files=weights_of(target, descriptor),
+        )
+        document: dict[str, object] = {
+            "reference": signed.reference,
+            "digest": str(descriptor.digest),
+            "predicate_type": uri,
+            "key_id": str(signed.identity),
+            "written": ["bundle"],
+            "found": [],
+            "log_index": signed.log_index,
+        }
+        app.answer(document, f"{signed.reference}@{descriptor.digest}")
+        return
     private = load_private_key(app, key, password_file)
     target, wanted, descriptor = place_to_sign(app, wanted, local=local, plain_http=plain_http)
     attested = attestation.attest(

@@ -67,6 +67,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 ALIASES = {"ls": "list", "images": "list", "chat": "run", "show": "inspect", "rmi": "rm", "create": "build"}
 
 
+# A refusal fits on one screen.
+_MAX_SHOWN = 8
+
+
 class CommandGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -149,8 +153,10 @@ def _fail(failure: failures.Failure, *, json_output: bool) -> int:
     if json_output:
         _answer_error(failure.to_json())
     _tell(f"error[{failure.code}]: {failure.message}")
-    for where, reason in failure.rejections:
+    for where, reason in failure.rejections[:_MAX_SHOWN]:
         print(f"  {printable(where)}: {printable(reason)}", file=sys.stderr)
+    if len(failure.rejections) > _MAX_SHOWN:
+        print(f"  and {len(failure.rejections) - _MAX_SHOWN} more, which --json lists", file=sys.stderr)
     if failure.hint:
         print(f"  next: {failure.hint}", file=sys.stderr)
     return failure.exit

@@ -140,11 +140,15 @@ def load_policy(
 def require_trusted(app: App, reference: Reference, descriptor: Descriptor) -> "Receipt":
     """What everything that loads a model asks first. Raises UntrustedError."""
     from modelpack import receipt, rollback
+    from modelpack.cli.refusal import refusing_use
+    from modelpack.policy import Policy
 
-    held = receipt.require_trusted(app.store, reference, descriptor, load_policy(app), now=datetime.now(UTC))
-    if held.verdict and not held.is_locked and not held.is_built:
-        # The tag may have been moved here, too: whoever may push to a store that is served can do it.
-        rollback.require_no_rollback(app.store, reference, held.verdict)
+    rules = load_policy(app)
+    with refusing_use(reference, rules or Policy.empty()):
+        held = receipt.require_trusted(app.store, reference, descriptor, rules, now=datetime.now(UTC))
+        if held.verdict and not held.is_locked and not held.is_built:
+            # The tag may have been moved here, too: whoever may push to a store that is served can do it.
+            rollback.require_no_rollback(app.store, reference, held.verdict)
     if held.verdict and not held.verdict.is_verified:
         app.progress.warn(f"{reference} was not verified ({held.verdict.rule}): nobody knows who made it")
     return held

@@ -95,6 +95,8 @@ def _needs(rule: "Rule", wanted: Reference | None = None) -> list[str]:
         lines.append(f"signed no longer than {rule.max_age.days} days {rule.max_age.seconds // 3600} hours ago")
     if rule.licenses is not None:
         lines.append(f"a licence among {', '.join(rule.licenses)}")
+    if rule.templates is not None:
+        lines.append(f"a chat template among sha256 {', '.join(rule.templates)}")
     for one in rule.attestations:
         names = ", ".join(signer.name for signer in one.signers)
         lines.append(f"{one.threshold} attestation of the type {one.type} by {names}")
@@ -135,6 +137,7 @@ def _rule_document(rule: "Rule") -> dict[str, object]:
         "max_age_seconds": int(rule.max_age.total_seconds()) if rule.max_age else None,
         "signed_prefix": rule.signed_prefix,
         "licenses": list(rule.licenses) if rule.licenses is not None else None,
+        "template_sha256": list(rule.templates) if rule.templates is not None else None,
         "attestations": [_requirement_document(one) for one in rule.attestations],
     }
 

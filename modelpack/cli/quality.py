@@ -33,23 +33,26 @@ def compare(
     """Measure what a variant lost against the model that it was made from.
 
     BASE and VARIANT are .gguf files or models in the store. Both read the same text; perplexity, Kullback-Leibler
-    divergence (0 is best) and agreement on the next token come out as llama-perplexity would print them.
+    divergence (0 is best) and agreement on the next token come out as llama-perplexity would print them. Another chat
+    template than the base's is told, with what differs.
 
     \b
     modelpack compare tiny-llama-BF16.gguf tiny-llama-Q4_K_M.gguf
     modelpack compare tiny-llama:v1-bf16 tiny-llama:v1-q4_k_m --gate max_kld=0.1
     """
+    from modelpack import template
     from modelpack.cli.weights import comparison_document
     from modelpack.engine.comparison import compare_models
     from modelpack.engine.task import read_text
+    from modelpack.gguf_header import read_header
     from modelpack.quality import EVALUATION_TEXT, Gates
 
     gates = Gates.parse([gate] if gate else [])
     if gates.with_defaults or gates.by_quantization:
         raise InvalidInputError("--gate of compare wants limits: max_kld=0.1, min_top1=0.9, or both with a comma")
+    weights = _find_weights(app, base), _find_weights(app, variant)
     comparison = compare_models(
-        _find_weights(app, base),
-        _find_weights(app, variant),
+        *weights,
         read_text(text or EVALUATION_TEXT),
         context=context,
         threads=threads,
@@ -58,12 +61,19 @@ def compare(
     )
     if gates.common:
         gates.common.check(comparison, variant)
+    headers = [read_header(path).metadata for path in weights]
+    templates = [template.annotations(metadata).get(template.DIGEST_ANNOTATION) for metadata in headers]
+    for line in template.difference(*headers):
+        app.note(line)
     lines = [
         f"perplexity     {comparison.perplexity:.4f}, of the base {comparison.base_perplexity:.4f}",
         f"KL divergence  {comparison.mean_kld:.6f} on average, {comparison.p99_kld:.6f} at the 99th percentile",
         f"same token     {comparison.same_top:.2%} of {comparison.tokens}",
     ]
-    app.answer({"base": base, "variant": variant, **comparison_document(comparison)}, "\n".join(lines))
+    lines.append(f"chat template  {'the same' if templates[0] == templates[1] else 'ANOTHER than that of the base'}")
+    document = {"base": base, "variant": variant, **comparison_document(comparison)}
+    document["template_sha256"] = {"base": templates[0], "variant": templates[1]}
+    app.answer(document, "\n".join(lines))
 
 
 def _find_weights(app: App, name: str) -> Path:

@@ -4,7 +4,15 @@ import contextlib
 from collections.abc import Iterator
 
 from modelpack.cli import failures
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, RollbackError, UnsignedError, UntrustedError
+from modelpack.errors import (
+    InvalidSignatureError,
+    NotLockedError,
+    PolicyRefusedError,
+    RevokedError,
+    RollbackError,
+    UnsignedError,
+    UntrustedError,
+)
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
 
@@ -12,29 +20,54 @@ from modelpack.policy import Policy
 @contextlib.contextmanager
 def refusing_download(wanted: Reference, policy: Policy) -> Iterator[None]:
     """Around what decides before anything large is fetched."""
+    with _adding("nothing was downloaded", wanted, policy):
+        yield
+
+
+@contextlib.contextmanager
+def refusing_use(wanted: Reference, policy: Policy) -> Iterator[None]:
+    """Around what decides before a model of the store is loaded."""
+    with _adding("nothing was loaded", wanted, policy):
+        yield
+
+
+@contextlib.contextmanager
+def _adding(outcome: str, wanted: Reference, policy: Policy) -> Iterator[None]:
     try:
         yield
     except UntrustedError as error:
         if not getattr(error, "__notes__", None):
-            error.add_note(f"nothing was downloaded; {_advice(error, wanted, policy)}")
+            error.add_note(f"{outcome}; {advice(error, wanted, policy)}")
         raise
 
 
-def _advice(error: UntrustedError, wanted: Reference, policy: Policy) -> str:
+def advice(error: UntrustedError, wanted: Reference, policy: Policy) -> str:
+    """What to do about a refusal, and whom to ask for it."""
     rule = policy.rule_for(wanted)
     publisher = f"whoever publishes {wanted.name}"
-    if rule is None:
+    if isinstance(error, NotLockedError):
+        return f"modelpack lock {wanted} verifies it as it is now, and writes that down"
+    if rule is None and not isinstance(error, RevokedError):
         return _advice_without_rule(wanted, publisher, is_locked=policy.is_locked)
-    signers = ", ".join(signer.name for signer in rule.signers)
-    if isinstance(error, UnsignedError):
-        return f"ask {publisher} to run: modelpack sign {wanted} --key KEY, with a key of {signers}"
-    if isinstance(error, InvalidSignatureError):
-        return f"ask {publisher} for the id of their key and compare: modelpack policy explain {wanted}"
-    if isinstance(error, RollbackError):
-        return f"if {publisher} went back on purpose: modelpack pull --allow-rollback {wanted}"
-    if isinstance(error, PolicyRefusedError):
-        return f"modelpack policy explain {wanted} shows what is needed; ask {publisher} for what is missing"
-    return failures.explain(error).hint
+    signers = ", ".join(signer.name for signer in rule.signers) if rule else ""
+    if policy.path is None and isinstance(error, InvalidSignatureError | PolicyRefusedError):
+        # Of --key: no file says more than the error does.
+        return f"ask {publisher} for what is missing, and compare the id of their key: modelpack key info KEY.pub"
+    # The most special class first.
+    advices: tuple[tuple[type[UntrustedError], str], ...] = (
+        (RevokedError, f"do not use it; {policy.path} says so, and {publisher} may have another version"),
+        (UnsignedError, f"ask {publisher} to run: modelpack sign {wanted} --key KEY, with a key of {signers}"),
+        (
+            InvalidSignatureError,
+            f"ask {publisher} for the id of their key and compare: modelpack policy explain {wanted}",
+        ),
+        (RollbackError, f"if {publisher} went back on purpose: modelpack pull --allow-rollback {wanted}"),
+        (
+            PolicyRefusedError,
+            f"modelpack policy explain {wanted} shows what is needed; ask {publisher} for what is missing",
+        ),
+    )
+    return next((text for kind, text in advices if isinstance(error, kind)), failures.explain(error).hint)
 
 
 def _advice_without_rule(wanted: Reference, publisher: str, *, is_locked: bool) -> str:

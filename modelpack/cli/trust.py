@@ -17,6 +17,7 @@ from modelpack.small_file import read_small_file
 if TYPE_CHECKING:
     from modelpack.oci.manifest import Descriptor
     from modelpack.oci.target import Target
+    from modelpack.signing.keyless import KeylessSigner
 
 _MAX_TRUST_CONFIG = 4 << 20
 
@@ -89,10 +90,7 @@ def sign(
     from modelpack.signing import signature
     from modelpack.signing.candidate import signed_reference
 
-    if (key is None) is not keyless:
-        raise InvalidInputError("sign with --key KEY, or with --keyless, one of the two")
-    if trust_config and not keyless:
-        raise InvalidInputError("--trust-config names the services of --keyless")
+    check_signer("sign", key, keyless=keyless, trust_config=trust_config)
     if keyless and (bundle_file or password_file):
         raise InvalidInputError("--keyless has no key, and hangs its bundle on the artifact")
     if no_upload and not bundle_file:
@@ -152,11 +150,7 @@ def _sign_keyless(
     annotations: dict[str, str],
     expires: datetime | None,
 ) -> None:
-    from modelpack.signing.keyless import KeylessSigner, ambient_token
-
-    config = read_small_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
-    signer = KeylessSigner(ambient_token(), config)
-    app.progress.warn(signer.disclosure)
+    signer = open_keyless(app, trust_config)
     signed = signer.sign(target, wanted, descriptor, signed_at=signed_at, annotations=annotations, expires=expires)
     document = {
         "reference": signed.reference,
@@ -168,6 +162,24 @@ def _sign_keyless(
         "log_index": signed.log_index,
     }
     app.answer(document, f"{signed.reference}@{descriptor.digest}")
+
+
+def check_signer(verb: str, key: str | None, *, keyless: bool, trust_config: Path | None) -> None:
+    """Raises InvalidInputError unless it is clear who signs."""
+    if (key is None) is not keyless:
+        raise InvalidInputError(f"{verb} with --key KEY, or with --keyless, one of the two")
+    if trust_config and not keyless:
+        raise InvalidInputError("--trust-config names the services of --keyless")
+
+
+def open_keyless(app: App, trust_config: Path | None) -> "KeylessSigner":
+    """The signer that the CI job is, after one line that says what becomes public."""
+    from modelpack.signing.keyless import KeylessSigner, ambient_token
+
+    config = read_small_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
+    signer = KeylessSigner(ambient_token(), config)
+    app.progress.warn(signer.disclosure)
+    return signer
 
 
 def place_to_sign(

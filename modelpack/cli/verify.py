@@ -67,6 +67,7 @@ def verify(
     from modelpack import verify as library
     from modelpack.cli.key import load_private_key
     from modelpack.cli.places import load_policy, open_remote
+    from modelpack.cli.refusal import refusing_use
     from modelpack.errors import InvalidInputError
     from modelpack.policy import Policy
     from modelpack.receipt import verify_again
@@ -98,7 +99,8 @@ def verify(
         held = app.store.repository(stored.reference.name)
         _answer_trust(app, held, stored.reference, stored.descriptor, rules, bundles, now=now)
         return
-    renewed = verify_again(app.store, stored.reference, stored.descriptor, rules, now=now)
+    with refusing_use(stored.reference, rules):
+        renewed = verify_again(app.store, stored.reference, stored.descriptor, rules, now=now)
     report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict)
     if not trust_only:
         content = library.rehash(app.store, stored.reference, stored.descriptor, progress=app.progress)
@@ -140,13 +142,15 @@ def _answer_trust(
     now: datetime,
 ) -> None:
     """The signatures alone, those in files as well."""
+    from modelpack.cli.refusal import refusing_download
     from modelpack.signing.carried import with_bundles
     from modelpack.signing.envelope import MAX_BUNDLE_SIZE
     from modelpack.trust import check_trust
     from modelpack.verify import VerifyReport
 
     carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
-    verdict = check_trust(with_bundles(source, descriptor, carried), reference, descriptor, rules, now=now)
+    with refusing_download(reference, rules):
+        verdict = check_trust(with_bundles(source, descriptor, carried), reference, descriptor, rules, now=now)
     _answer(app, VerifyReport(reference, descriptor, verdict))
 
 

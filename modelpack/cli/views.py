@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 @command("export-view")
 @click.argument("reference", metavar="REF")
-@click.option("--format", "formats", multiple=True, required=True, help="docker, slim, ollama or car; repeat for more.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    required=True,
+    type=click.Choice(["docker", "slim", "ollama", "car"]),
+    help="Repeat for more.",
+)
 def export_view(app: App, reference: str, formats: tuple[str, ...]) -> None:
     """Give a stored model another manifest over the same bytes, for tools that do not read its own.
 

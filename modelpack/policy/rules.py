@@ -17,6 +17,7 @@ Scalar = str | int | bool
 
 _AGE = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PATH = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
 
@@ -79,6 +80,8 @@ class Rule:
     max_age: timedelta | None = None
     signed_prefix: str | None = None
     licenses: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    """The sha256, in hexadecimal digits, of the chat templates that an artifact may have; None for any or none."""
     attestations: tuple[Requirement, ...] = ()
 
     @classmethod
@@ -98,6 +101,7 @@ class Rule:
             max_age=_max_age(table),
             signed_prefix=table.optional("signed_prefix", str),
             licenses=table.texts("licenses") if "licenses" in table else None,
+            templates=_templates(table),
             attestations=tuple(Requirement.parse(one, known) for one in table.tables("attestation")),
         )
         table.done()
@@ -127,6 +131,7 @@ class Rule:
             "max_age": int(self.max_age.total_seconds()) if self.max_age else None,
             "signed_prefix": self.signed_prefix,
             "licenses": sorted(self.licenses) if self.licenses is not None else None,
+            "template_sha256": sorted(self.templates) if self.templates is not None else None,
             "attestations": sorted((one.facts for one in self.attestations), key=str),
         }
 
@@ -176,6 +181,16 @@ def _formats(table: Table) -> tuple[Scheme, ...]:
     if not set(formats) <= set(SCHEMES):
         table.refuse(f"'formats' knows {', '.join(SCHEMES)}")
     return tuple(scheme for scheme in SCHEMES if scheme in formats)
+
+
+def _templates(table: Table) -> tuple[str, ...] | None:
+    if "template_sha256" not in table:
+        return None
+    digests = tuple(text.removeprefix("sha256:") for text in table.texts("template_sha256"))
+    for digest in digests:
+        if not _SHA256.fullmatch(digest):
+            table.refuse(f"'template_sha256' has {digest!r:.80}, not 64 lower-case hexadecimal digits")
+    return tuple(dict.fromkeys(digests))
 
 
 def _max_age(table: Table) -> timedelta | None:

@@ -35,6 +35,7 @@ COMMENTED_FILE = (
 # require_ref = true                       # signed for the very repository:tag that is asked for
 # max_age = "180d"
 # licenses = ["Apache-2.0", "MIT"]
+# template_sha256 = ["..."]                # its chat templates, as modelpack inspect prints them
 
 # What must be attested besides, by whom, and what it must say.
 # [[rule.attestation]]
@@ -42,7 +43,7 @@ COMMENTED_FILE = (
 # signers = ["ci"]
 # where = { "result" = "PASSED" }
 
-# Refused whoever signed it.
+# Refused whoever signed it: a manifest, or a blob of one, such as the weights.
 # [[revoked]]
 # digest = "sha256:..."
 # reason = "trained on the wrong data"

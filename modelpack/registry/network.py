@@ -103,7 +103,7 @@ def _names(entry: str, origin: Origin) -> bool:
     except ValueError:
         pass
     host, colon, port = entry.rpartition(":")
-    if colon and port.isdigit():
+    if colon and port.isascii() and port.isdigit():
         if int(port) != origin.port:
             return False
         entry = host

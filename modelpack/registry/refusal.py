@@ -71,9 +71,9 @@ def _retry_after(value: str | None) -> float | None:
     # RFC 9110, section 10.2.3: seconds or a date.
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value.strip()[:9])
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

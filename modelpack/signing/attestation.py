@@ -67,14 +67,7 @@ def attest(
     Raises InvalidInputError for a type or a predicate that cannot be attested, InvalidContentError where the ``.att``
     tag holds something that nothing can be added to, InvalidSignatureError when what was written does not come back.
     """
-    if predicate_type == SIGN_PREDICATE or ":" not in predicate_type or not predicate_type.isprintable():
-        raise InvalidInputError(f"not a predicate type: {predicate_type!r:.120}")
-    try:
-        size = len(strict_json.canonical(dict(predicate)))
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"the predicate cannot be written as JSON: {error}") from error
-    if size > MAX_PREDICATE_SIZE:
-        raise InvalidInputError(f"the predicate has {size} bytes; no more than {MAX_PREDICATE_SIZE} are read back")
+    check_attestable(predicate_type, predicate)
     wanted: tuple[Scheme, ...] = SCHEMES if legacy else ("bundle",)
 
     def present() -> list[Attestation]:
@@ -83,12 +76,10 @@ def attest(
     before = present()
     missing = tuple(scheme for scheme in wanted if scheme not in {one.scheme for one in before})
     if missing:
-        claims = Claims(signed_reference(reference), created)
-        subjects = [
-            envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations()),
-            *(envelope.Subject({"sha256": digest.hex}, name, {}) for name, digest in files.items()),
-        ]
-        unsigned = envelope.Envelope(envelope.statement(subjects, predicate_type, predicate), b"")
+        payload = attestation_statement(
+            reference, subject, predicate_type=predicate_type, predicate=predicate, created=created, files=files
+        )
+        unsigned = envelope.Envelope(payload, b"")
         signed = envelope.Envelope(unsigned.payload, key.sign(unsigned.signed))
         if "bundle" in missing:
             bundle = envelope.Bundle(signed, key.public.hint)
@@ -107,6 +98,36 @@ def attest(
         found=tuple(scheme for scheme in wanted if scheme not in missing),
         referrers=tuple(one.referrer for one in after if one.referrer),
     )
+
+
+def check_attestable(predicate_type: str, predicate: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError for a type or a predicate that cannot be attested, and read back."""
+    if predicate_type == SIGN_PREDICATE or ":" not in predicate_type or not predicate_type.isprintable():
+        raise InvalidInputError(f"not a predicate type: {predicate_type!r:.120}")
+    try:
+        size = len(strict_json.canonical(dict(predicate)))
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"the predicate cannot be written as JSON: {error}") from error
+    if size > MAX_PREDICATE_SIZE:
+        raise InvalidInputError(f"the predicate has {size} bytes; no more than {MAX_PREDICATE_SIZE} are read back")
+
+
+def attestation_statement(
+    reference: Reference,
+    subject: Descriptor,
+    *,
+    predicate_type: str,
+    predicate: Mapping[str, Any],
+    created: datetime,
+    files: Mapping[str, Digest],
+) -> bytes:
+    """What ``attest`` signs. The same arguments give the same bytes."""
+    claims = Claims(signed_reference(reference), created)
+    subjects = [
+        envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations()),
+        *(envelope.Subject({"sha256": digest.hex}, name, {}) for name, digest in files.items()),
+    ]
+    return envelope.statement(subjects, predicate_type, predicate)
 
 
 def find_attestations(source: Source, subject: Descriptor) -> list[Attestation | Rejection]:

@@ -7,7 +7,7 @@ https://github.com/sigstore/architecture-docs/blob/main/client-spec.md
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -16,11 +16,13 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from modelpack.errors import InvalidInputError, InvalidSignatureError, UnavailableError, UnsupportedError
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Target
 from modelpack.signing import envelope, places
-from modelpack.signing.candidate import Claims, Evidence, Signature, signed_reference
+from modelpack.signing.attestation import attestation_statement, check_attestable, find_attestations
+from modelpack.signing.candidate import Claims, Evidence, Rejection, signed_reference
 from modelpack.signing.signature import SIGN_PREDICATE, find_signatures
 
 PUBLIC_INSTANCE = "https://tuf-repo-cdn.sigstore.dev"
@@ -45,7 +47,7 @@ class CertifiedIdentity:
 
 @dataclass(frozen=True, slots=True)
 class KeylessSigned:
-    """What ``sign`` did. ``log_index`` is the place of the entry in the log."""
+    """What ``sign`` or ``attest`` did. ``log_index`` is the place of the entry in the log."""
 
     reference: str
     identity: CertifiedIdentity
@@ -155,20 +157,58 @@ class KeylessSigner:
         claims = Claims(signed_reference(reference), signed_at, expires, MappingProxyType(dict(annotations)))
         named = envelope.Subject({"sha256": subject.digest.hex}, claims.reference, claims.to_annotations())
         statement = envelope.statement([named], SIGN_PREDICATE, {})
+        raw, log_index = self._sign_statement(statement)
+        places.put_bundle(target, subject, envelope.Bundle.parse(raw), predicate_type=SIGN_PREDICATE, created=signed_at)
+        return self._read_back(find_signatures(target, subject), raw, reference, subject, log_index)
+
+    def attest(
+        self,
+        target: Target,
+        reference: Reference,
+        subject: Descriptor,
+        *,
+        predicate_type: str,
+        predicate: Mapping[str, Any],
+        created: datetime,
+        files: Mapping[str, Digest] = MappingProxyType({}),
+    ) -> KeylessSigned:
+        """Sign what ``predicate`` says about ``subject``, hang the bundle on it, read it back and verify it.
+
+        As ``attestation.attest`` with a key, but every call makes a new entry in the log. Raises InvalidInputError for
+        what cannot be attested, and as ``sign``.
+        """
+        check_attestable(predicate_type, predicate)
+        statement = attestation_statement(
+            reference, subject, predicate_type=predicate_type, predicate=predicate, created=created, files=files
+        )
+        raw, log_index = self._sign_statement(statement)
+        bundle = envelope.Bundle.parse(raw)
+        places.put_bundle(target, subject, bundle, predicate_type=predicate_type, created=created)
+        return self._read_back(find_attestations(target, subject), raw, reference, subject, log_index)
+
+    def _sign_statement(self, statement: bytes) -> tuple[bytes, int]:
+        """The bundle, and the place of its entry in the log. Raises UnavailableError."""
         context = _sigstore("sign").SigningContext.from_trust_config(self._config)
         try:
             with context.signer(self._token) as signer:
                 made = signer.sign_dsse(_sigstore("dsse").Statement(statement))
         except Exception as error:  # requests', Fulcio's and Rekor's clients raise what they like
             raise UnavailableError(f"keyless signing failed: {_reason(error)}") from error
-        raw = made.to_json().encode("utf-8")
-        places.put_bundle(target, subject, envelope.Bundle.parse(raw), predicate_type=SIGN_PREDICATE, created=signed_at)
+        return made.to_json().encode("utf-8"), int(made.log_entry._inner.log_index)
+
+    def _read_back(
+        self,
+        found: Iterable[Evidence | Rejection],
+        raw: bytes,
+        reference: Reference,
+        subject: Descriptor,
+        log_index: int,
+    ) -> KeylessSigned:
         verifier = KeylessVerifier(self._config._inner.trusted_root.to_json().encode("utf-8"))
-        for candidate in find_signatures(target, subject):
-            if isinstance(candidate, Signature) and candidate.certified == raw:
-                identity = verifier.verify(candidate)
-                return KeylessSigned(signed_reference(reference), identity, int(made.log_entry._inner.log_index))
-        raise InvalidSignatureError(f"the signature just written for {subject.digest} cannot be read back")
+        for candidate in found:
+            if isinstance(candidate, Evidence) and candidate.certified == raw:
+                return KeylessSigned(signed_reference(reference), verifier.verify(candidate), log_index)
+        raise InvalidSignatureError(f"what was just signed about {subject.digest} cannot be read back")
 
 
 class _Anybody:

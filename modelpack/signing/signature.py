@@ -32,6 +32,8 @@ from modelpack.signing.candidate import (
 )
 from modelpack.signing.keys import PrivateKey
 
+_ATTEMPTS = 5
+
 SIGN_PREDICATE = "https://sigstore.dev/cosign/sign/v1"
 
 
@@ -71,13 +73,18 @@ def sign(
 
     found = _schemes_signed(target, subject, key, claims)
     missing = tuple(scheme for scheme in wanted if scheme not in found)
-    if "bundle" in missing:
-        bundle = _bundle(subject, key, claims)
-        places.put_bundle(target, subject, bundle, predicate_type=SIGN_PREDICATE, created=signed_at)
-    if "cosign-legacy" in missing:
-        _append_layer(target, subject, key, claims)
-    readable = _schemes_signed(target, subject, key, claims) if missing else found
-    if not set(wanted) <= readable:
+    readable = found
+    for _ in range(_ATTEMPTS):
+        # Who signs at the same moment may undo what was written (there is no compare-and-swap): look, and write again.
+        if "bundle" in wanted and "bundle" not in readable:
+            bundle = _bundle(subject, key, claims)
+            places.put_bundle(target, subject, bundle, predicate_type=SIGN_PREDICATE, created=signed_at)
+        if "cosign-legacy" in wanted and "cosign-legacy" not in readable:
+            _append_layer(target, subject, key, claims)
+        readable = _schemes_signed(target, subject, key, claims) if missing else found
+        if set(wanted) <= readable:
+            break
+    else:
         raise InvalidSignatureError(f"the signature just written for {subject.digest} cannot be read back")
     return Signed(
         digest=subject.digest,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from modelpack.errors import InvalidContentError, InvalidSignatureError, NotFoundError
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import MAX_MANIFEST_SIZE, Descriptor, Manifest, image_manifest
 from modelpack.oci.target import Source, Target, write_whole
 from modelpack.signing import simple_signing
@@ -69,17 +70,32 @@ def _add(target: Target, tag: str, layers: Sequence[Descriptor], whole: Manifest
         if present and not new:
             return
         if whole and all(_is_among(layer, whole.layers) for layer in there):
-            target.put_manifest(whole, tag=tag)
+            manifest = whole
         else:
             merged = (*there, *new)
             config = write_whole(target, simple_signing.image_config(merged), simple_signing.CONFIG_TYPE)
-            kept = present.annotations if present else None
-            target.put_manifest(image_manifest(config=config, layers=merged, annotations=kept), tag=tag)
-        after = tagged_manifest(target, tag)
-        if after and all(_is_among(layer, after.layers) for layer in new):
-            return
-        time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
+            manifest = image_manifest(
+                config=config, layers=merged, annotations=present.annotations if present else None
+            )
+        # As late as can be: what is written between this look and the next request is what gets lost.
+        if _digest_of(tagged_manifest(target, tag)) == _digest_of(present):
+            target.put_manifest(manifest, tag=tag)
+            is_alone = attempt == 0 and _digest_of(tagged_manifest(target, tag)) == manifest.digest
+            if not is_alone:
+                _pause(attempt)
+            after = tagged_manifest(target, tag)
+            if after and all(_is_among(layer, after.layers) for layer in new):
+                return
+        _pause(attempt)
     raise InvalidSignatureError(f"tag {tag} is written by others all the time; the signature did not stay")
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311  spreads signers out, guards nothing
+
+
+def _digest_of(manifest: Manifest | None) -> Digest | None:
+    return manifest.digest if manifest else None
 
 
 def _is_among(layer: Descriptor, layers: Sequence[Descriptor]) -> bool:

@@ -3,7 +3,8 @@
 Reads a few KiB, never a large blob.
 """
 
-from modelpack.trust.check import check_trust
+from modelpack.trust.check import check_trust, require_not_revoked
+from modelpack.trust.templates import require_templates
 from modelpack.trust.verdict import Attested, Signer, Verdict
 
-__all__ = ["Attested", "Signer", "Verdict", "check_trust"]
+__all__ = ["Attested", "Signer", "Verdict", "check_trust", "require_not_revoked", "require_templates"]

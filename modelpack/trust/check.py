@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from modelpack.errors import (
     InvalidSignatureError,
     PolicyRefusedError,
+    RevokedError,
     UnsignedError,
     UnsupportedError,
     UntrustedError,
@@ -18,6 +19,7 @@ from modelpack.signing.candidate import Claims, Rejection, Signature
 from modelpack.signing.signature import find_signatures
 from modelpack.trust.conditions import first_of, require_attested, require_licenses
 from modelpack.trust.judge import Counted, Judge, claims_fault, is_about
+from modelpack.trust.templates import require_templates
 from modelpack.trust.verdict import Attested, Verdict
 
 log = logging.getLogger(__name__)
@@ -40,10 +42,8 @@ def check_trust(
     what was looked at and turned away. A broken or foreign signature more never hurts an artifact that has enough.
     """
     # 1. What is revoked is refused whoever signed it. 2. One rule decides. 3. Every signature is judged alone.
-    # 4. Distinct signers are counted. 5. Only what is signed is read further: licences, and what is attested.
-    if subject.digest in policy.revoked:  # 1
-        reason = policy.revoked[subject.digest]
-        raise PolicyRefusedError(f"{reference}: {subject.digest} is revoked{f': {reason}' if reason else ''}")
+    # 4. Distinct signers are counted. 5. Only what is signed is read further: licences, chat templates, attestations.
+    require_not_revoked(source, reference, subject, policy)  # 1
     rule = policy.rule_for(reference)  # 2
     if rule is None:
         return _by_default(reference, subject, policy, now)
@@ -69,8 +69,19 @@ def check_trust(
     if len(tally.counted) < rule.threshold:  # 4
         raise tally.refusal(reference, subject)
     require_licenses(source, reference, subject, rule)  # 5
+    require_templates(source, reference, subject, rule)
     attested = require_attested(source, reference, subject, rule, judge, now=now)
     return tally.verdict(reference, subject, now, attested)
+
+
+def require_not_revoked(source: Source, reference: Reference, subject: Descriptor, policy: Policy) -> None:
+    """Raise RevokedError where the policy revokes the artifact, or a blob of it under whatever manifest."""
+    if not policy.revoked:
+        return
+    for digest in (subject.digest, *(blob.digest for blob in source.fetch_manifest(subject).blobs)):
+        if digest in policy.revoked:
+            reason = policy.revoked[digest]
+            raise RevokedError(f"{reference} is refused: {digest} is revoked{f': {reason}' if reason else ''}")
 
 
 def _by_default(reference: Reference, subject: Descriptor, policy: Policy, now: datetime) -> Verdict:
@@ -137,16 +148,19 @@ class _Tally:
         rule = f"the rule {self.rule.match!r}" if self.policy.path else "the keys given"
         signers = ", ".join(signer.name for signer in self.rule.signers)
         kind: type[UntrustedError]
+        telling: list[Rejection] = self.rejections
         if self.counted or self.is_any_verified:
             kind = PolicyRefusedError
-            why = f"{len(self.counted)} of {self.rule.threshold} wanted signatures count"
+            by = ", ".join(one.signer.name for one, _ in self.counted.values())
+            why = f"{len(self.counted)} of {self.rule.threshold} wanted signatures count{f' (by {by})' if by else ''}"
+            telling = [rejection for rejection in telling if not rejection.is_foreign]
         elif any(not rejection.is_foreign for rejection in self.rejections):
             kind, why = InvalidSignatureError, "no signature is by a key that was asked for"
         else:
             kind, why = UnsignedError, "it is not signed"
         tag = f"sha256-{subject.digest.hex}"
         error = kind(
-            f"{reference} is refused by {rule} (signers: {signers}): {why}{first_of(self.rejections)}; "
+            f"{reference} is refused by {rule} (signers: {signers}): {why}{first_of(telling)}; "
             f"looked at the referrers, the tag {tag} and the tag {tag}.sig"
         )
         error.rejections = tuple((one.where, one.reason) for one in self.rejections)

@@ -191,6 +191,39 @@ def test_copy_between_registries_takes_the_signatures_along(modelpack, store, ke
         assert modelpack("list", "--json").json("list")["models"], "the store keeps its own"
 
 
+def test_what_a_revoked_key_signed_does_not_leave_the_store(modelpack, signed, key_pair, tmp_path):
+    assert modelpack("trust", "add", "author", key_pair[1], "--match", "registry.example.com/**").code == 0
+    before = modelpack("copy", f"store:{NAME}", f"oci-layout:{tmp_path / 'before'}:v1", "--json")
+    assert before.json("copy")["trust"]["verified"], before.stderr
+    assert modelpack("trust", "revoke", "author").code == 0
+
+    after = modelpack("copy", f"store:{NAME}", f"oci-layout:{tmp_path / 'after'}:v1")
+
+    assert after.code == 6
+    assert "its key 'author' is revoked" in after.stderr
+    assert "next: nothing was copied; modelpack policy explain" in after.stderr
+    assert json.loads((tmp_path / "after" / "index.json").read_text())["manifests"] == []
+
+
+def test_a_key_that_is_named_for_a_copy_out_of_the_store_has_its_say(modelpack, signed, key_pair, tmp_path):
+    assert modelpack("keygen", "--out", tmp_path / "other", "--no-password").code == 0
+    there = f"oci-layout:{tmp_path / 'layout'}:v1"
+
+    assert modelpack("copy", f"store:{NAME}", there, "--key", tmp_path / "other.pub").code == 6
+    assert modelpack("copy", f"store:{NAME}", there, "--key", key_pair[1]).code == 0
+
+
+def test_an_index_leaves_the_store_if_all_that_it_lists_may(modelpack, signed, key_pair, tmp_path):
+    index = NAME.replace(":v1", ":index")
+    assert modelpack("index", "create", index, NAME).code == 0
+    there = f"oci-layout:{tmp_path / 'layout'}:index"
+    assert modelpack("trust", "add", "author", key_pair[1], "--match", "registry.example.com/**").code == 0
+
+    assert modelpack("copy", f"store:{index}", there).code == 0
+    assert modelpack("trust", "revoke", "author").code == 0
+    assert modelpack("copy", f"store:{index}", there).code == 6
+
+
 def test_a_repository_without_a_registry_is_looked_up_in_the_store(modelpack, store):
     put_cncf_model(store, "mine:v1", WEIGHTS)
     put_cncf_model(store, "mine:v2", b"GGUF two")
@@ -351,3 +384,19 @@ def test_a_view_of_what_was_built_here_outlives_it(modelpack, built):
     models = modelpack("list", "--json").json("list")["models"]
     assert {model["reference"]: model["verified"] for model in models}["demo/tiny:v1-slim"] == "built here"
     assert modelpack("run", "demo/tiny:v1-slim", "Hello!", "--temperature", "0").code == 0
+
+
+def test_a_refusal_fits_one_screen_however_many_signed(modelpack, signed, tmp_path):
+    for number in range(5):
+        assert modelpack("keygen", "--out", tmp_path / f"k{number}", "--no-password").code == 0
+        assert modelpack("sign", NAME, "--key", tmp_path / f"k{number}.key", "--local").code == 0
+    assert modelpack("keygen", "--out", tmp_path / "other", "--no-password").code == 0
+    arguments = ("verify", NAME, "--local", "--trust-only", "--key", tmp_path / "other.pub")
+
+    refused = modelpack(*arguments)
+
+    assert refused.code == 6
+    assert len(refused.stderr.splitlines()) == 11
+    assert "and 4 more, which --json lists" in refused.stderr
+    assert "modelpack key info KEY.pub" in refused.stderr
+    assert len(modelpack(*arguments, "--json").json("error")["error"]["rejections"]) == 12

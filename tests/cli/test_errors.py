@@ -294,3 +294,18 @@ def test_an_index_does_not_take_the_tag_of_a_model(modelpack, tiny_checkpoint):
 
     assert result.code == 2
     assert "names a model already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["list"], {"MODELPACK_PROGRESS": "bogus"}, "progress is 'bogus'"),
+        (["export-view", "tiny:v1", "--format", "zip"], {}, "'zip' is not one of"),
+        (["build", "x", "-t", "tiny:v1", "--format", "zip"], {}, "'zip' is not one of"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_a_usage_error(modelpack, arguments, environment, said):
+    result = modelpack(*arguments, env=environment)
+
+    assert result.code == 2
+    assert said in result.stderr

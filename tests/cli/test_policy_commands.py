@@ -1,7 +1,10 @@
 """modelpack policy and trust, as a person runs them."""
 
+import json
+
 import pytest
 from fakes.artifacts import put_cncf_model
+from fakes.sigstore import ISSUER, FakeSigstore, token
 
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
@@ -166,3 +169,56 @@ def test_keyless_outside_of_ci_says_what_is_missing(modelpack, home, environment
 
     assert result.code == 2
     assert "OIDC token" in result.stderr
+
+
+RELEASE = "https://gitlab.com/acme/models//.gitlab-ci.yml@refs/tags/v1"
+
+
+def test_a_ci_job_signs_and_attests_in_a_private_sigstore_and_a_policy_asks_for_it(
+    modelpack, home, policy_file, tmp_path
+):
+    put_cncf_model(Store.open(home / ".local" / "share" / "modelpack"), "registry.example.com/team/tiny:v1", b"GGUF")
+    (tmp_path / "said.json").write_text('{"reviewed": true}')
+    job = {"GITLAB_CI": "true", "SIGSTORE_ID_TOKEN": token(RELEASE), "GITHUB_ACTIONS": ""}
+    with FakeSigstore() as sigstore:
+        (tmp_path / "config.json").write_text(json.dumps(sigstore.trust_config()))
+        private = ("--keyless", "--trust-config", tmp_path / "config.json", "--local", "--json")
+        name = "registry.example.com/team/tiny:v1"
+        signed = modelpack("sign", name, *private, env=job)
+        said = ("--type", "urn:example:review", "--predicate", tmp_path / "said.json")
+        attested = modelpack("attest", name, *said, *private, env=job)
+        entries = len(sigstore.log)
+
+    assert signed.json("sign")["log_index"] == 0, signed.stderr
+    document = attested.json("attest")
+    assert (document["log_index"], document["written"], entries) == (1, ["bundle"], 2)
+    assert document["key_id"] == f"{RELEASE} ({ISSUER})"
+    for told in (signed.stderr, attested.stderr):
+        assert f"the log {sigstore.url}/api/v1, where they stay" in told
+
+    def policy(subject: str, reviewed: str) -> None:
+        policy_file.parent.mkdir(parents=True, exist_ok=True)
+        (policy_file.parent / "root.json").write_text(json.dumps(sigstore.trusted_root()))
+        policy_file.write_text(
+            f'version = 1\n[sigstore]\ntrusted_root = "root.json"\n[identities.ci]\nissuer = "{ISSUER}"\n'
+            f'subject = "{subject}"\n[[rule]]\nmatch = "registry.example.com/**"\nsigners = ["ci"]\n'
+            f'[[rule.attestation]]\ntype = "urn:example:review"\nsigners = ["ci"]\n'
+            f"where = {{ reviewed = {reviewed} }}\n"
+        )
+
+    policy("https://gitlab.com/acme/models//.gitlab-ci.yml@refs/tags/*", "true")
+    verified = modelpack("verify", name, "--local", "--trust-only", "--json")
+    assert verified.code == 0, verified.stderr
+    assert verified.json("verify")["trust"]["attestations"][0]["type"] == "urn:example:review"
+    policy("https://gitlab.com/acme/models//.gitlab-ci.yml@refs/tags/*", "false")
+    assert modelpack("verify", name, "--local", "--trust-only").code == 6
+    policy("https://gitlab.com/evil/models//.gitlab-ci.yml@refs/tags/*", "true")
+    assert modelpack("verify", name, "--local", "--trust-only").code == 6
+
+
+def test_attest_takes_a_key_or_none(modelpack, key_pair, tmp_path):
+    said = ("--type", "urn:example:x", "--predicate", tmp_path / "said.json")
+    for arguments in ([], ["--key", key_pair[0], "--keyless"], ["--keyless", "--legacy-attestations"]):
+        result = modelpack("attest", "tiny:v1", *said, *arguments)
+        assert result.code == 2, result.stderr
+        assert "--keyless" in result.stderr

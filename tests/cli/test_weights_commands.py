@@ -54,6 +54,7 @@ def test_stored_models_are_compared_and_gated(modelpack, tiny_checkpoint):
 
     result = modelpack("compare", "tiny:v1", "tiny:v1-q4_k_m", "--context", "128", "--threads", "1", "--json")
     document = result.json("compare")
+    assert document["template_sha256"]["base"] == document["template_sha256"]["variant"] is not None
     assert document["context"] == 128
     assert 0 < document["mean_kld"] < 0.2
     assert document["same_top"] > 0.9

@@ -26,7 +26,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 ISSUER = "https://token.ci.example.com"
 ISSUER_OID = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 SCT_LIST_OID = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
-LOG_NAME = "rekor.example.com"
 
 
 def b64(content: bytes) -> str:
@@ -61,7 +60,9 @@ class FakeSigstore:
         self.log: list[bytes] = []
         self.tokens: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        # A log signs its checkpoints by the name of its host, which a reader holds against its URL.
+        self.name = f"127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{self.name}"
 
     def __enter__(self) -> "FakeSigstore":
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -195,8 +196,8 @@ class FakeSigstore:
         # A log of one entry each: its leaf is its root (RFC 6962 section 2.1).
         root = sha256(b"\x00" + raw)
         log_id = sha256(spki(self.log_key))
-        note = f"{LOG_NAME} - 1\n1\n{b64(root)}\n"
-        checkpoint = f"{note}\n\u2014 {LOG_NAME} {b64(log_id[:4] + sign(self.log_key, note.encode()))}\n"
+        note = f"{self.name} - 1\n1\n{b64(root)}\n"
+        checkpoint = f"{note}\n\u2014 {self.name} {b64(log_id[:4] + sign(self.log_key, note.encode()))}\n"
         entry: dict[str, Any] = {
             "body": b64(raw),
             "integratedTime": int(time.time()),

@@ -246,3 +246,22 @@ def test_a_blob_of_another_repository_is_mounted(address: str) -> None:
 
     assert repository.has_blob(blob)
     assert registry.traffic.bytes_sent == sent
+
+
+def test_signers_at_the_same_moment_lose_no_signature(modelpack, address, environment, tmp_path):
+    """No referrers API and no compare-and-swap: an index and a tag that all of them rewrite."""
+    name = f"{address}/tests/many-signers:v1"
+    manifest = push(connect(address).repository("tests/many-signers", push=True), b"weights", tag="v1")
+    signers = []
+    for number in range(4):
+        key = tmp_path / f"k{number}"
+        assert modelpack("keygen", "--out", key, "--no-password").code == 0
+        command = [sys.executable, "-m", "modelpack", "sign", f"{name}@{manifest.digest}", "--key", f"{key}.key"]
+        signers.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+    for signer in signers:
+        _, told = signer.communicate(timeout=60)
+        assert signer.returncode == 0, told.decode()
+
+    for number in range(4):
+        checked = modelpack("verify", name, "--trust-only", "--key", tmp_path / f"k{number}.pub", "--json")
+        assert checked.code == 0, checked.stderr

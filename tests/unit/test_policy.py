@@ -45,6 +45,7 @@ require_ref = true
 max_age = "180d"
 signed_prefix = "registry.acme.dev/models"
 licenses = ["Apache-2.0", "MIT"]
+template_sha256 = ["{"1" * 64}", "sha256:{"2" * 64}"]
 [[rule.attestation]]
 type = "https://in-toto.io/attestation/test-result/v0.1"
 signers = ["ci", "acme-2026"]
@@ -114,6 +115,7 @@ def test_every_field_is_read(directory):
 
     (rule,) = policy.rules
     assert (rule.signed_prefix, rule.licenses) == ("registry.acme.dev/models", ("Apache-2.0", "MIT"))
+    assert rule.templates == ("1" * 64, "2" * 64)
     (required,) = rule.attestations
     assert (required.type, required.threshold) == ("https://in-toto.io/attestation/test-result/v0.1", 2)
     assert dict(required.where) == {"result": ("PASSED",), "configuration.0.name": ("small", "large")}
@@ -205,6 +207,9 @@ SHAPES = [
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nlicenses = []'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\nlicenses = "MIT"'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\ntemplate_sha256 = "x"'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\ntemplate_sha256 = ["x"]'),
+    ('signers = ["acme", "other"]', f'signers = ["acme", "other"]\ntemplate_sha256 = ["{"A" * 64}"]'),
+    ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\ntemplate_sha256 = []'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n[[rule.attestation]]\ntype = "x"'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n[[rule.attestation]]\nsigners = ["acme"]'),
     ('signers = ["acme", "other"]', 'signers = ["acme", "other"]\n' + attestation('type = "a b"')),
@@ -393,6 +398,7 @@ def test_the_digest_of_a_policy_follows_its_meaning_and_not_its_spelling(directo
         ("version = 1", f'version = 1\n[[revoked]]\ndigest = "sha256:{"0" * 64}"'),
         ('["acme", "other"]', '["acme", "other"]\nrequire_ref = true\nsigned_prefix = "x"'),
         ('["acme", "other"]', '["acme", "other"]\nlicenses = ["MIT"]'),
+        ('["acme", "other"]', f'["acme", "other"]\ntemplate_sha256 = ["{"1" * 64}"]'),
         ('["acme", "other"]', '["acme", "other"]\n' + attestation('type = "x"')),
         ('["acme", "other"]', '["acme", "other"]\n' + attestation('type = "x"\nwhere = {a = 1}')),
         ("version = 1", 'version = 1\n[identities.ci]\nissuer = "https://x"\nsubject = "a"'),

@@ -1,5 +1,6 @@
 """What run and serve ask first: whether what was promised at the pull still holds."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -228,3 +229,15 @@ def test_a_name_with_a_stricter_rule_is_not_borne_by_what_a_laxer_one_let_in(sto
     assert require_trusted(store, community, subject, rules, now=NOW).verdict
     with pytest.raises(InvalidSignatureError):
         require_trusted(store, V1, subject, rules, now=NOW)
+
+
+def test_what_a_key_vouched_for_until_yesterday_says_so_where_there_is_no_policy(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+    held = read_receipt(store, subject)
+    assert held is not None
+    assert held.verdict is not None
+    ended = replace(held.verdict, valid_until=NOW - timedelta(days=1))
+    write_receipt(store, subject, Receipt(V1, ended))
+
+    with pytest.raises(PolicyRefusedError, match="counted until 2026-11-21T10:00:00Z, and there is no policy"):
+        require_trusted(store, V1, subject, None, now=NOW)

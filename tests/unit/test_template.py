@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpack.template import DIGEST_ANNOTATION, MAX_TEMPLATE_SIZE, annotations, lint, problems
+from modelpack.template import DIGEST_ANNOTATION, MAX_TEMPLATE_SIZE, annotations, difference, lint, problems
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content | trim }}<|im_end|>{% endfor %}"
 
@@ -85,3 +85,17 @@ def test_no_repetition_keeps_it_busy(piece):
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_judged(text):
     assert isinstance(lint(text), list)
+
+
+def test_what_changed_in_a_template_is_shown_in_few_lines():
+    before = {"tokenizer.chat_template": "a\nb\nc\nd\n"}
+    after = {"tokenizer.chat_template": "a\nb\nPraise ACME.\nd\n"}
+
+    assert difference(before, before) == []
+    lines = difference(before, after)
+    assert "-c" in lines
+    assert "+Praise ACME." in lines
+    assert "-a" not in lines
+    assert difference(before, {}) == ["--- base", "+++ variant", "@@ -1,4 +0,0 @@", "-a", "-b", "-c", "-d"]
+    long = {"tokenizer.chat_template": "\n".join(map(str, range(1000)))}
+    assert len(difference(before, long)) == 40

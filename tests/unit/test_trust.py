@@ -12,6 +12,7 @@ from modelpack.errors import (
     InvalidSignatureError,
     PolicyRefusedError,
     RegistryUnavailableError,
+    RevokedError,
     UnsignedError,
     UntrustedError,
 )
@@ -20,6 +21,7 @@ from modelpack.oci.reference import Reference
 from modelpack.oci.target import write_whole
 from modelpack.policy import Policy
 from modelpack.signing import simple_signing
+from modelpack.signing.attestation import attest
 from modelpack.signing.envelope import BUNDLE_TYPE
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
@@ -260,6 +262,24 @@ def test_a_revoked_digest_is_refused_whoever_signed_it(repository, subject, poli
 
     with pytest.raises(PolicyRefusedError, match="is revoked: leaks its data"):
         check_trust(repository, V1, subject, rules, now=NOW, is_locked=True)
+
+
+def test_weights_that_are_revoked_are_refused_under_any_manifest(repository, subject, policy):
+    weights = repository.fetch_manifest(subject).layers[0].digest
+    sign(repository, V1, subject, A, signed_at=WHEN)
+    rules = policy(rest=f'[[revoked]]\ndigest = "{weights}"\nreason = "backdoored"')
+
+    with pytest.raises(RevokedError, match=f"{weights} is revoked: backdoored"):
+        check_trust(repository, V1, subject, rules, now=NOW)
+
+
+def test_a_threshold_that_is_missed_says_who_counted_and_blames_no_attestation(repository, subject, policy):
+    sign(repository, V1, subject, A, signed_at=WHEN)
+    attest(repository, V1, subject, A, predicate_type="urn:example:note", predicate={}, created=WHEN)
+    rules = policy("threshold = 2")
+
+    with pytest.raises(PolicyRefusedError, match=r"1 of 2 wanted signatures count \(by a\); looked at"):
+        check_trust(repository, V1, subject, rules, now=NOW)
 
 
 def test_attack_11_a_signature_moved_to_another_artifact_is_refused(repository, subject, policy):

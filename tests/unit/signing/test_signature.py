@@ -485,3 +485,31 @@ def test_a_byte_changed_anywhere_never_leaves_a_signature_that_verifies_with_oth
         with suppress(InvalidSignatureError):
             one.verify([KEY.public])
             assert (one.scheme, one.signed) in honest
+
+
+class Contended(MemoryRepository):
+    """Another signer who read the tag before us writes it after we have looked whether ours is there."""
+
+    stale: Digest | None = None
+    looks_until_then = 3
+
+    def resolve(self, selector):
+        if selector.endswith(".sig") and self.stale and self.tags.get(selector) != self.stale:
+            self.looks_until_then -= 1
+            if self.looks_until_then == 0:
+                self.tags[selector], self.stale = self.stale, None
+        return super().resolve(selector)
+
+
+def test_a_signature_that_a_signer_with_an_old_copy_overwrites_is_written_again():
+    repository = Contended()
+    subject = repository.add_artifact()
+    sign(repository, REFERENCE, subject, OTHER, signed_at=WHEN)
+    tag = simple_signing.signature_tag(subject.digest)
+    repository.stale = repository.tags[tag]
+
+    signed = sign(repository, REFERENCE, subject, KEY, signed_at=WHEN)
+
+    assert signed.written == ("bundle", "cosign-legacy")
+    assert repository.stale is None, "the other signer came in between"
+    assert len(repository.fetch_manifest(repository.resolve(tag)).layers) == 2
