@@ -9,13 +9,16 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import load_tokenizer
 from modelpack.convert.tokenizer import load_sentencepiece
+from modelpack.convert.vocabulary import MAX_TOKENS
 from modelpack.errors import ConversionError
 
 _SHOWN = 3
+_ADDED = 512
 # XLM-R counts its pieces one up from its SentencePiece model, but for those that both begin with.
 _MODELS = {"tokenizer.model": 0, "spiece.model": 0, "sentencepiece.bpe.model": 1}
 
@@ -25,16 +28,16 @@ Tokenized = list[tuple[str, list[int]]]
 
 
 def expected(checkpoint: Checkpoint) -> Tokenized:
-    """Texts in many scripts with the ids that the checkpoint's own tokenizer gives them, special tokens not added.
+    """Texts in many scripts, and the added tokens, with the ids that the checkpoint's own tokenizer gives them; special
+    tokens are not added where the text has none.
 
     Empty where the checkpoint has no tokenizer that can be asked. Raises InvalidCheckpointError.
     """
     content = checkpoint.read_bytes("tokenizer.json")
     if content is not None:
         tokenizer = load_tokenizer(content)
-        tried = list(texts())
-        if type(tokenizer.model).__name__ == "WordPiece":
-            tried = [text for text in tried if not _loses_letters(text)]
+        tried = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer)]
+        tried += _added_tokens(tokenizer, checkpoint.config.get("vocab_size"))
         encoded = tokenizer.encode_batch(tried, add_special_tokens=False)
         return [(text, encoding.ids) for text, encoding in zip(tried, encoded, strict=True)]
     for name, shift in _MODELS.items():
@@ -65,11 +68,24 @@ def _has_marks(text: str) -> bool:
     return any(unicodedata.category(character).startswith("M") for character in text)
 
 
-def _loses_letters(text: str) -> bool:
-    """Whether llama.cpp's WordPiece drops more than accents: vowel signs, and all but the first of Hangul's letters.
+def _added_tokens(tokenizer: Any, rows: object) -> list[str]:
+    """Each added token that the model has a row for, alone and behind a letter."""
+    rows = rows if type(rows) is int else MAX_TOKENS
+    added = [token.content for number, token in sorted(tokenizer.get_added_tokens_decoder().items()) if number < rows]
+    return [text for content in added[:_ADDED] if content.strip() for text in (content, "a" + content)]
 
-    That is so in every model of this kind, however it was converted.
-    """
+
+def _is_beyond_llama_cpp(text: str, tokenizer: Any) -> bool:
+    """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
+    kind = type(tokenizer.model).__name__
+    if kind == "BPE" and "Metaspace(" in (rule := repr(tokenizer.pre_tokenizer)) and "scheme=never" not in rule:
+        # Metaspace puts no space before a text that has one; SentencePiece does, and llama.cpp does as SentencePiece.
+        return text[0].isspace()
+    return kind == "WordPiece" and _loses_letters(text)
+
+
+def _loses_letters(text: str) -> bool:
+    """Whether llama.cpp's WordPiece drops more than accents: vowel signs, and all but the first of Hangul's letters."""
     return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
 
 

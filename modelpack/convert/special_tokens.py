@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelpack.convert.checkpoint import Checkpoint
+from modelpack.convert.vocabulary import added_tokens
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -40,9 +41,7 @@ def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> Spec
     for processor in _processors(tokenizer):
         _read_processor(processor, texts, special.added)
     kinds = (*KINDS, *(kind for kind in ("eot", "eom") if kind in texts))
-    ids = {
-        token.get("content"): token.get("id") for token in reversed(_dicts(tokenizer.get("added_tokens")))
-    }  # reversed: the first of several counts
+    ids = {token["content"]: token["id"] for token in added_tokens(tokenizer)}
     for kind in kinds:
         flag = settings.get(f"add_{kind}_token")
         if isinstance(flag, bool):
