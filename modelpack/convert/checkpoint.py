@@ -126,6 +126,13 @@ class Checkpoint:
         return tuple(path for name in names if (path := _Files(self.directory).find(name)))
 
     @property
+    def other_tokenizer_files(self) -> tuple[str, ...]:
+        """Names of files that hold a tokenizer in a form that is not read."""
+        names = ("tekken.json", "tiktoken.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+        found = [path.name for path in sorted(self.directory.glob("*.tiktoken"))[:1]]
+        return (*(name for name in names if (self.directory / name).is_file()), *found)
+
+    @property
     def license_file(self) -> Path | None:
         """The licence's text, if the repository brings it."""
         return _Files(self.directory).find_first("LICENSE", "LICENCE", "COPYING")

@@ -245,7 +245,11 @@ def _read_vocabulary(
         vocabulary = read(checkpoint, size)
         if vocabulary is not None:
             return vocabulary
-    raise InvalidCheckpointError(f"{checkpoint.directory} has no tokenizer that modelpack reads")
+    others = ", ".join(checkpoint.other_tokenizer_files)
+    raise InvalidCheckpointError(
+        f"{checkpoint.directory} has no tokenizer that modelpack reads"
+        + (f": it has {others}, but no tokenizer.json" if others else "")
+    )
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:

@@ -81,12 +81,17 @@ def _is_beyond_llama_cpp(text: str, tokenizer: Any) -> bool:
     if kind == "BPE" and "Metaspace(" in (rule := repr(tokenizer.pre_tokenizer)) and "scheme=never" not in rule:
         # Metaspace puts no space before a text that has one; SentencePiece does, and llama.cpp does as SentencePiece.
         return text[0].isspace()
-    return kind == "WordPiece" and _loses_letters(text)
+    return kind == "WordPiece" and (_loses_letters(text) or _is_lowered_by_half(text, tokenizer.normalizer))
 
 
 def _loses_letters(text: str) -> bool:
     """Whether llama.cpp's WordPiece drops more than accents: vowel signs, and all but the first of Hangul's letters."""
     return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
+
+
+def _is_lowered_by_half(text: str, normalizer: Any) -> bool:
+    """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
+    return "\u0130" in text and normalizer is not None and "\u0307" in normalizer.normalize_str("\u0130")
 
 
 @cache

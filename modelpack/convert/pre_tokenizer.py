@@ -28,7 +28,8 @@ def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) ->
 
     def normalize(text: str) -> str:
         result: str = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-        return result
+        # DeepSeek's added tokens are single bytes in GPT-2's alphabet, which are no text of their own.
+        return text if "\ufffd" in result else result
 
     table = _known()
     ids = tokenizer.encode(table["probe"]).ids

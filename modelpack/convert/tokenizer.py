@@ -5,6 +5,7 @@ Kinds: ``sentencepiece`` (tokenizer.model), ``sentencepiece_json`` (the same, sh
 tokenizer.
 """
 
+import re
 from typing import Any
 
 from gguf import TokenType
@@ -25,23 +26,34 @@ from modelpack.convert.vocabulary import (
 )
 from modelpack.errors import InvalidCheckpointError
 
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+
 
 def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it."""
     model = checkpoint.read_bytes("tokenizer.model")
-    if model is None:
+    if model is None or is_tiktoken(model):
         return None
     processor = load_sentencepiece("tokenizer.model", model)
     table = read_pieces(processor, size)
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     settings = checkpoint.read_json("tokenizer_config.json") or {}
-    for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
-        table.put_added(int(key) if key.isdecimal() else None, entry)
+    if "added_tokens_decoder" in settings:
+        for key, entry in as_dict(settings["added_tokens_decoder"]).items():
+            table.put_added(int(key) if key.isdecimal() else None, entry)
+    else:  # transformers 5 leaves them to tokenizer.json
+        for entry in added_tokens(checkpoint.read_json("tokenizer.json") or {}):
+            table.put_added(entry["id"], entry)
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said
     return table.vocabulary("llama", "default", add_space_prefix=prefix if isinstance(prefix, bool) else None)
+
+
+def is_tiktoken(model: bytes) -> bool:
+    """Whether a tokenizer.model is one of tiktoken's: a line for each token, its bytes in base64 and its rank."""
+    return _TIKTOKEN.match(model) is not None
 
 
 def load_sentencepiece(name: str, model: bytes) -> Any:

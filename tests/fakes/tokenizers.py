@@ -5,6 +5,7 @@ them across everything: with such a vocabulary any other place to split shows in
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _train(while_training: Json, afterwards: Json, ignore_merges: bool) -> Json:
     return document
 
 
-def write_vocabulary(vocabulary: Any, path: Path) -> Path:
+def write_vocabulary(vocabulary: Any, path: Path, *, normalizer: Mapping[str, bool] | None = None) -> Path:
     """A GGUF file with nothing but a vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -81,6 +82,8 @@ def write_vocabulary(vocabulary: Any, path: Path) -> Path:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
     for key, value in vocabulary.settings:
         getattr(writer, f"add_{key}")(value)
+    for key, is_done in (normalizer or {}).items():
+        writer.add_bool(f"tokenizer.ggml.normalizer.{key}", is_done)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     writer.write_header_to_file()
