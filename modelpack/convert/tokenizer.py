@@ -69,7 +69,10 @@ def load_sentencepiece(name: str, model: bytes) -> Any:
 
 
 def read_pieces(processor: Any, size: int | None) -> Table:
-    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for."""
+    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for.
+
+    Raises InvalidCheckpointError where one is not text.
+    """
     table = Table(size or processor.vocab_size())
     for token in range(min(processor.vocab_size(), table.size)):
         kind = TokenType.NORMAL
@@ -81,7 +84,11 @@ def read_pieces(processor: Any, size: int | None) -> Table:
             kind = TokenType.UNUSED
         elif processor.IsByte(token):
             kind = TokenType.BYTE
-        table.put(token, processor.IdToPiece(token), kind, processor.GetScore(token))
+        try:
+            piece = processor.IdToPiece(token)
+        except UnicodeDecodeError as error:
+            raise InvalidCheckpointError(f"the SentencePiece model's token {token} is not UTF-8") from error
+        table.put(token, piece, kind, processor.GetScore(token))
     return table
 
 

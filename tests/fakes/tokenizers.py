@@ -5,7 +5,6 @@ them across everything: with such a vocabulary any other place to split shows in
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from modelpack.convert import parity
+from modelpack.convert.special_tokens import SpecialTokens
 
 END = "<|endoftext|>"
 
@@ -66,7 +66,7 @@ def _train(while_training: Json, afterwards: Json, ignore_merges: bool) -> Json:
     return document
 
 
-def write_vocabulary(vocabulary: Any, path: Path, *, normalizer: Mapping[str, bool] | None = None) -> Path:
+def write_vocabulary(vocabulary: Any, path: Path, *, special: SpecialTokens | None = None) -> Path:
     """A GGUF file with nothing but a vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -82,8 +82,11 @@ def write_vocabulary(vocabulary: Any, path: Path, *, normalizer: Mapping[str, bo
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
     for key, value in vocabulary.settings:
         getattr(writer, f"add_{key}")(value)
-    for key, is_done in (normalizer or {}).items():
-        writer.add_bool(f"tokenizer.ggml.normalizer.{key}", is_done)
+    if special is not None:
+        for key, is_done in special.normalizer.items():
+            writer.add_bool(f"tokenizer.ggml.normalizer.{key}", is_done)
+        if "unk" in special.ids:
+            writer.add_unk_token_id(special.ids["unk"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     writer.write_header_to_file()
