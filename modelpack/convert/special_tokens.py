@@ -124,6 +124,8 @@ def _read_chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         template = (checkpoint.read_json("chat_template.json") or {}).get("chat_template")
     if isinstance(template, str):
         return template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": entry} for name, entry in template.items()]
     named = [
         {"name": entry["name"], "template": entry["template"]}
         for entry in _dicts(template)

@@ -64,6 +64,11 @@ def all_tokens_are_merged(tokenizer: Mapping[str, Any]) -> bool:
     )
 
 
+def adds_bos_unasked(name: str) -> bool:
+    """Whether llama.cpp begins texts with bos under this name wherever the file does not forbid it."""
+    return name in _document()["adds_bos"]
+
+
 def refuse_unequal(name: str) -> None:
     """Raises UnsupportedError where llama.cpp's code for a name is known to split otherwise than the rule does."""
     reason = _document()["unequal"].get(name)

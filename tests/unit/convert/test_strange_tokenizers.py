@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.tokenizers import byte_level, trained, write_vocabulary
+from fakes.checkpoints import write_checkpoint
+from fakes.tokenizers import byte_level, sequence, split, trained, write_vocabulary
 
 from modelpack.convert import Checkpoint, parity, plan_conversion
 from modelpack.convert.model_card import parse_model_card
@@ -24,6 +25,7 @@ from modelpack.oci import strict_json
 
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
+ONE, TWO = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 
 Json = dict[str, Any]
@@ -190,6 +192,36 @@ def test_a_sentencepiece_model_saved_by_transformers_5_keeps_its_added_tokens(tm
 
     assert vocabulary is not None
     assert vocabulary.tokens[512:] == [b"<|tool|>", b"[PAD513]"]
+
+
+@pytest.mark.parametrize("processor", [None, {"type": "TemplateProcessing", "single": [ONE]}])
+def test_no_bos_is_added_where_a_retrained_llama_3_tokenizer_adds_none(tmp_path: Path, processor: Json | None) -> None:
+    directory = write_checkpoint("llama-bpe", tmp_path / "checkpoint")
+    document = json.loads((directory / "tokenizer.json").read_text())
+    regex = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+"
+    )
+    if processor is not None:
+        processor = {**processor, "pair": [ONE, TWO], "special_tokens": {}}
+    document |= {"pre_tokenizer": sequence(split(regex), byte_level()), "post_processor": processor}
+    document["model"]["ignore_merges"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+
+    metadata = plan_conversion(Checkpoint.open(directory)).metadata
+
+    assert metadata["tokenizer.ggml.pre"] == "llama-bpe"
+    assert metadata["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_chat_templates_may_be_named_in_an_object(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": {"default": "a", "tool_use": "b"}}')
+    checkpoint = Checkpoint(tmp_path, {}, {}, parse_model_card(""))
+
+    assert read_special_tokens(checkpoint, vocabulary_size=1).chat_template == [
+        {"name": "default", "template": "a"},
+        {"name": "tool_use", "template": "b"},
+    ]
 
 
 @pytest.mark.parametrize(
