@@ -14,7 +14,7 @@ from typing import Any
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import load_tokenizer, refusing_what_tokenizers_refuses
 from modelpack.convert.tokenizer import load_sentencepiece
-from modelpack.convert.vocabulary import MAX_TOKENS
+from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import ConversionError
 
 _SHOWN = 3
@@ -70,10 +70,15 @@ def _has_marks(text: str) -> bool:
 
 
 def _added_tokens(tokenizer: Any, rows: object) -> list[str]:
-    """Each added token that the model has a row for, alone and behind a letter."""
+    """Each added token that the model has a row for, alone and behind a letter; but spaces, however written."""
     rows = rows if type(rows) is int else MAX_TOKENS
     added = [token.content for number, token in sorted(tokenizer.get_added_tokens_decoder().items()) if number < rows]
-    return [text for content in added[:_ADDED] if content.strip() for text in (content, "a" + content)]
+    return [
+        text
+        for content in added[:_ADDED]
+        if content.strip() and SPACE not in content
+        for text in (content, "a" + content)
+    ]
 
 
 def _is_beyond_llama_cpp(text: str, tokenizer: Any) -> bool:

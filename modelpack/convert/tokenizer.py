@@ -39,12 +39,12 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     settings = checkpoint.read_json("tokenizer_config.json") or {}
-    if "added_tokens_decoder" in settings:
-        for key, entry in as_dict(settings["added_tokens_decoder"]).items():
-            table.put_added(int(key) if key.isdecimal() else None, entry)
-    else:  # transformers 5 leaves them to tokenizer.json
-        for entry in added_tokens(checkpoint.read_json("tokenizer.json") or {}):
+    # transformers 5 keeps them in tokenizer.json only; where settings have them, too, those count.
+    for entry in added_tokens(checkpoint.read_json("tokenizer.json") or {}):
+        if table.is_plain(entry["id"]):
             table.put_added(entry["id"], entry)
+    for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
+        table.put_added(int(key) if key.isdecimal() else None, entry)
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said

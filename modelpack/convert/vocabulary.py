@@ -56,6 +56,10 @@ class Table:
         if type(token) is int and 0 <= token < self.size:
             self.tokens[token], self.types[token], self.scores[token] = text, int(kind), score
 
+    def is_plain(self, token: int) -> bool:
+        """Whether a token is text like any other, or a hole."""
+        return 0 <= token < self.size and self.types[token] in (TokenType.NORMAL, TokenType.UNUSED)
+
     def put_added(self, token: object, entry: object) -> None:
         """An added token, as tokenizer.json and tokenizer_config.json describe it."""
         entry = as_dict(entry)
