@@ -16,7 +16,7 @@ from modelpack.errors import InvalidCheckpointError, InvalidContentError, NotFou
 from modelpack.oci import strict_json
 
 MAX_CONFIG_SIZE = 4 << 20
-MAX_TOKENIZER_SIZE = 256 << 20
+MAX_TOKENIZER_SIZE = 96 << 20  # the largest published ones have some 35
 MAX_TEXT_SIZE = 4 << 20
 MAX_INDEX_SIZE = 64 << 20
 MAX_SHARDS = 4096
@@ -124,6 +124,13 @@ class Checkpoint:
             "special_tokens_map.json",
         )
         return tuple(path for name in names if (path := _Files(self.directory).find(name)))
+
+    @property
+    def other_tokenizer_files(self) -> tuple[str, ...]:
+        """Names of files that hold a tokenizer in a form that is not read."""
+        names = ("tekken.json", "tiktoken.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+        found = [path.name for path in sorted(self.directory.glob("*.tiktoken"))[:1]]
+        return (*(name for name in names if (self.directory / name).is_file()), *found)
 
     @property
     def license_file(self) -> Path | None:

@@ -21,6 +21,7 @@ from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import FILE_TYPES
 from modelpack.convert.metadata import add_general
 from modelpack.convert.special_tokens import read_special_tokens
+from modelpack.convert.splitting import adds_bos_unasked
 from modelpack.convert.tensor import Shards, Tensor, stack
 from modelpack.convert.vocabulary import Vocabulary
 from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, write_file
@@ -256,7 +257,11 @@ def _read_vocabulary(
         vocabulary = read(checkpoint, size)
         if vocabulary is not None:
             return vocabulary
-    raise InvalidCheckpointError(f"{checkpoint.directory} has no tokenizer that modelpack reads")
+    others = ", ".join(checkpoint.other_tokenizer_files)
+    raise InvalidCheckpointError(
+        f"{checkpoint.directory} has no tokenizer that modelpack reads"
+        + (f": it has {others}, but no tokenizer.json" if others else "")
+    )
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
@@ -271,6 +276,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
     for field_name, value in vocabulary.settings:
         getattr(writer, f"add_{field_name}")(value)
     special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
+    if adds_bos_unasked(vocabulary.pre):
+        special.added.setdefault("bos", False)  # nothing in the checkpoint asks for one
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     for kind, token in special.ids.items():

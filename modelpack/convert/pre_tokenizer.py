@@ -2,59 +2,24 @@
 
 A GGUF file names the way instead of describing it. Known vocabularies are recognised as upstream's converter does it,
 by a hash of the ids that a probe text is encoded to (``pre_tokenizers.json``);
-others, retrained or extended, by the splitting rule that tokenizer.json spells out.
+others, retrained or extended, by the splitting rule that tokenizer.json spells out (``splitting``).
 """
 
+import base64
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from modelpack.convert.vocabulary import as_dict, steps
-from modelpack.errors import InvalidCheckpointError, UnsupportedError
+from modelpack.convert.splitting import name_by_rule, refuse_unequal
+from modelpack.convert.vocabulary import steps
+from modelpack.errors import InvalidCheckpointError
 
-# The regular expressions that tokenizer.json files carry, by what llama.cpp calls their way to split; where it has
-# several names, one whose other settings (merges ignored, spaces cleaned) are the plainest.
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_FIRST = r"[^\r\n\p{L}\p{N}]?"
-_CASED_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-BYTE_LEVEL = "ByteLevel with regex"
-RULES: dict[tuple[str, ...], str] = {
-    (BYTE_LEVEL,): "gpt-2",
-    (_GPT2,): "gpt-2",
-    ("Digits alone", BYTE_LEVEL): "smollm",
-    (r"\p{N}", BYTE_LEVEL): "smollm",
-    (r"\p{N}", _GPT2): "smollm",
-    ("Punctuation", BYTE_LEVEL, r"[0-9][0-9][0-9]"): "falcon",
-    (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
-    (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
-    (_CONTRACTIONS + _MARKED + r"\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",): "qwen35",
-    (_WORDS + r"\p{N}" + _REST,): "ufakzeka",
-    (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3): "deepseek-v3",
-    (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}"): "deepseek-coder",
-    (f"{_FIRST}{_UPPER}*{_LOWER}+|{_FIRST}{_UPPER}+{_LOWER}*|" + r"\p{N}" + _CASED_REST,): "tekken",
-    (
-        f"{_FIRST}{_UPPER}*{_LOWER}+{_SUFFIX}|{_FIRST}{_UPPER}+{_LOWER}*{_SUFFIX}|" + r"\p{N}{1,3}" + _CASED_REST,
-    ): "gpt-4o",
-    (" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",): "bloom",
-    (" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+", r"\p{N}"): "viking",
-    (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-    ): "bailingmoe",
-    (_CONTRACTIONS + _WORDS + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",): "seed-coder",
-}
+MAX_GROWTH = 256
 
 
 def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) -> tuple[str, Callable[[str], str]]:
@@ -62,20 +27,22 @@ def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) ->
 
     ``fallback`` is for kinds of tokenizer to which llama.cpp does the same under any name.
 
-    Raises InvalidCheckpointError when tokenizer.json cannot be loaded, UnsupportedError when its rule is unknown.
+    Raises InvalidCheckpointError when tokenizer.json cannot be loaded, UnsupportedError when llama.cpp cannot do as it
+    says.
     """
     tokenizer = load_tokenizer(tokenizer_json)
 
     def normalize(text: str) -> str:
         result: str = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-        return result
+        # DeepSeek's added tokens are single bytes in GPT-2's alphabet, which are no text of their own.
+        return text if "\ufffd" in result else result
 
     table = _known()
-    ids = tokenizer.encode(table["probe"]).ids
+    with refusing_what_tokenizers_refuses():
+        ids = tokenizer.encode(table["probe"]).ids
     name = table["names"].get(hashlib.sha256(str(ids).encode()).hexdigest())
-    name = name or fallback or _by_rule(json.loads(tokenizer_json))
-    if name is None:
-        raise UnsupportedError("tokenizer.json splits text in a way that llama.cpp has no name for")
+    name = name or fallback or name_by_rule(json.loads(tokenizer_json))
+    refuse_unequal(name)
     return name, normalize
 
 
@@ -83,39 +50,56 @@ def load_tokenizer(tokenizer_json: bytes) -> Any:
     """A ``tokenizers.Tokenizer`` that neither cuts nor pads. Raises InvalidCheckpointError."""
     from tokenizers import Tokenizer
 
-    try:
+    with refusing_what_tokenizers_refuses():
+        check_growth(json.loads(tokenizer_json))
         tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InvalidCheckpointError(f"tokenizer.json cannot be loaded: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None  # merges left out at random are for training
     return tokenizer
 
 
-def _by_rule(tokenizer: dict[str, Any]) -> str | None:
-    described = tuple(text for step in steps(tokenizer, "pre_tokenizer") if (text := _describe(step)) != "")
-    if None in described:
-        return None
-    name = RULES.get(described)  # type: ignore[arg-type]  # no None in it, as was just seen
-    if name == "llama-bpe" and not as_dict(tokenizer.get("model")).get("ignore_merges"):
-        return "dbrx"  # the same regular expression, merges minded
-    return name
+@contextmanager
+def refusing_what_tokenizers_refuses() -> Iterator[None]:
+    """Turns errors of ``tokenizers`` into InvalidCheckpointError. It raises nothing narrower than Exception, and where
+    it panics not even that.
+    """
+    try:
+        yield
+    except InvalidCheckpointError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidCheckpointError(f"tokenizer.json cannot be loaded: {str(error)[:300]}") from error
 
 
-def _describe(step: dict[str, Any]) -> str | None:
-    """A step in a word or a regular expression; empty where it splits nothing, None where llama.cpp lacks it."""
-    match step.get("type"):
-        case "ByteLevel" if not step.get("add_prefix_space"):
-            return BYTE_LEVEL if step.get("use_regex", True) else ""
-        case "Split" if step.get("behavior") in ("Isolated", "Removed") and isinstance(step.get("pattern"), dict):
-            invert = bool(step.get("invert"))
-            if invert == (step["behavior"] == "Removed"):
-                return str(step["pattern"].get("Regex"))
-        case "Digits" if step.get("individual_digits"):
-            return "Digits alone"
-        case "Punctuation" if step.get("behavior") == "Contiguous":
-            return "Punctuation"
-    return None
+def check_growth(tokenizer: Mapping[str, Any]) -> None:
+    """Raises InvalidCheckpointError where normalizing would make much text of little, and tokenizers run out of memory.
+
+    A published tokenizer makes at most three characters of a space, and at most 18 of one of Unicode's ligatures.
+    """
+    factor = 1
+    for step in steps(tokenizer, "normalizer"):
+        if step.get("type") == "Sequence":
+            raise InvalidCheckpointError("tokenizer.json's normalizer is a sequence of sequences")
+        for key in ("content", "prepend"):
+            factor *= max(1, len(str(step.get(key, ""))))
+        charsmap = step.get("precompiled_charsmap")
+        if isinstance(charsmap, str):
+            factor *= longest_replacement(base64.b64decode(charsmap))
+    if factor > MAX_GROWTH:
+        raise InvalidCheckpointError(f"tokenizer.json's normalizer may make {factor} characters of one")
+
+
+def longest_replacement(charsmap: bytes) -> int:
+    """Bytes of the longest text in SentencePiece's table of what characters become.
+
+    It is a trie behind its size, then texts that end with a zero.
+    """
+    texts = re.compile(rb"[^\0]+").finditer(charsmap, 4 + int.from_bytes(charsmap[:4], "little"))
+    return max((match.end() - match.start() for match in texts), default=1)
 
 
 @cache

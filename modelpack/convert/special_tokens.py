@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelpack.convert.checkpoint import Checkpoint
+from modelpack.convert.vocabulary import added_tokens, as_dict
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -40,9 +41,7 @@ def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> Spec
     for processor in _processors(tokenizer):
         _read_processor(processor, texts, special.added)
     kinds = (*KINDS, *(kind for kind in ("eot", "eom") if kind in texts))
-    ids = {
-        token.get("content"): token.get("id") for token in reversed(_dicts(tokenizer.get("added_tokens")))
-    }  # reversed: the first of several counts
+    ids = {token["content"]: token["id"] for token in added_tokens(tokenizer)}
     for kind in kinds:
         flag = settings.get(f"add_{kind}_token")
         if isinstance(flag, bool):
@@ -50,7 +49,18 @@ def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> Spec
         _keep_id(special, kind, ids.get(texts.get(kind)), vocabulary_size)
     for kind in kinds:
         _keep_id(special, kind, checkpoint.config.get(f"{kind}_token_id"), vocabulary_size)
+    _keep_id(special, "unk", _unknown(as_dict(tokenizer.get("model"))), vocabulary_size)
     return special
+
+
+def _unknown(model: Mapping[str, Any]) -> object:
+    """The id for what no token stands for, by the model itself; llama.cpp would take BERT's and T5's for granted."""
+    match model.get("type"):
+        case "WordPiece":
+            return as_dict(model.get("vocab")).get(str(model.get("unk_token")))
+        case "Unigram":
+            return model.get("unk_id")
+    return None
 
 
 def _keep_id(special: SpecialTokens, kind: str, token: object, vocabulary_size: int) -> None:
@@ -114,6 +124,8 @@ def _read_chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         template = (checkpoint.read_json("chat_template.json") or {}).get("chat_template")
     if isinstance(template, str):
         return template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": entry} for name, entry in template.items()]
     named = [
         {"name": entry["name"], "template": entry["template"]}
         for entry in _dicts(template)

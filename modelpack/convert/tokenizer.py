@@ -5,6 +5,7 @@ Kinds: ``sentencepiece`` (tokenizer.model), ``sentencepiece_json`` (the same, sh
 tokenizer.
 """
 
+import re
 from typing import Any
 
 from gguf import TokenType
@@ -26,11 +27,13 @@ from modelpack.convert.vocabulary import (
 )
 from modelpack.errors import InvalidCheckpointError
 
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+
 
 def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it."""
     model = checkpoint.read_bytes("tokenizer.model")
-    if model is None:
+    if model is None or is_tiktoken(model):
         return None
     processor = load_sentencepiece("tokenizer.model", model)
     table = read_pieces(processor, size)
@@ -40,12 +43,21 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     settings = checkpoint.read_json("tokenizer_config.json") or {}
+    # transformers 5 keeps them in tokenizer.json only; where settings have them, too, those count.
+    for entry in added_tokens(checkpoint.read_json("tokenizer.json") or {}):
+        if table.is_plain(entry["id"]):
+            table.put_added(entry["id"], entry)
     for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
         table.put_added(int(key) if key.isdecimal() else None, entry)
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said
     return table.vocabulary("llama", "default", add_space_prefix=prefix if isinstance(prefix, bool) else None)
+
+
+def is_tiktoken(model: bytes) -> bool:
+    """Whether a tokenizer.model is one of tiktoken's: a line for each token, its bytes in base64 and its rank."""
+    return _TIKTOKEN.match(model) is not None
 
 
 def load_sentencepiece(name: str, model: bytes) -> Any:
@@ -61,7 +73,10 @@ def load_sentencepiece(name: str, model: bytes) -> Any:
 
 
 def read_pieces(processor: Any, size: int | None) -> Table:
-    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for."""
+    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for.
+
+    Raises InvalidCheckpointError where one is not text.
+    """
     table = Table(size or processor.vocab_size())
     for token in range(min(processor.vocab_size(), table.size)):
         kind = TokenType.NORMAL
@@ -73,7 +88,11 @@ def read_pieces(processor: Any, size: int | None) -> Table:
             kind = TokenType.UNUSED
         elif processor.IsByte(token):
             kind = TokenType.BYTE
-        table.put(token, processor.IdToPiece(token), kind, processor.GetScore(token))
+        try:
+            piece = processor.IdToPiece(token)
+        except UnicodeDecodeError as error:
+            raise InvalidCheckpointError(f"the SentencePiece model's token {token} is not UTF-8") from error
+        table.put(token, piece, kind, processor.GetScore(token))
     return table
 
 

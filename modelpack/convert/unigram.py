@@ -14,7 +14,7 @@ from modelpack.convert import protobuf
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.tokenizer import load_sentencepiece, read_pieces
 from modelpack.convert.vocabulary import ADDED_SCORE, Table, Vocabulary, added_tokens, as_dict, prepends_space, steps
-from modelpack.errors import InvalidCheckpointError
+from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
 MAX_CHARSMAP_SIZE = 16 << 20
 _UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -38,15 +38,24 @@ def _from_model(checkpoint: Checkpoint, name: str, model: bytes, size: int | Non
         charsmap = protobuf.last(rules, 2, b"")
         add_prefix, squeeze = bool(protobuf.last(rules, 3, 1)), bool(protobuf.last(rules, 4, 1))
         kind = protobuf.last(trainer, 3, _UNIGRAM)
+        has_fallback = bool(protobuf.last(trainer, 35, 0))
     except ValueError as error:
         raise InvalidCheckpointError(f"{name} is no SentencePiece model: {error}") from error
     if kind != _UNIGRAM:
         return None
+    _refuse_fallback(name, has_fallback)
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     if name == "sentencepiece.bpe.model":
         _realign(table)
     return _vocabulary(checkpoint, table, add_prefix=add_prefix, squeeze=squeeze, charsmap=charsmap)
+
+
+def _refuse_fallback(name: str, has_fallback: bool) -> None:
+    if has_fallback:
+        raise UnsupportedError(
+            f"{name} is a Unigram model that falls back to bytes where it lacks a piece; llama.cpp has no such model"
+        )
 
 
 def _realign(table: Table) -> None:
@@ -62,6 +71,7 @@ def _from_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     model = as_dict((tokenizer or {}).get("model"))
     if tokenizer is None or model.get("type") != "Unigram":
         return None
+    _refuse_fallback("tokenizer.json", bool(model.get("byte_fallback")))
     pieces = model.get("vocab")
     if not isinstance(pieces, list) or not pieces:
         raise InvalidCheckpointError("tokenizer.json has no proper vocabulary")

@@ -56,6 +56,10 @@ class Table:
         if type(token) is int and 0 <= token < self.size:
             self.tokens[token], self.types[token], self.scores[token] = text, int(kind), score
 
+    def is_plain(self, token: int) -> bool:
+        """Whether a token is text like any other, or a hole."""
+        return 0 <= token < self.size and self.types[token] in (TokenType.NORMAL, TokenType.UNUSED)
+
     def put_added(self, token: object, entry: object) -> None:
         """An added token, as tokenizer.json and tokenizer_config.json describe it."""
         entry = as_dict(entry)
@@ -77,12 +81,26 @@ class Table:
         add_space_prefix: bool | None = None,
         settings: tuple[tuple[str, Any], ...] = (),
     ) -> Vocabulary:
+        self._keep_apart()
         try:
             tokens = [text.encode("utf-8") for text in self.tokens]
         except UnicodeEncodeError as error:
             raise InvalidCheckpointError("the tokenizer has a token that is not Unicode text") from error
         scores = self.scores if has_scores and merges is None else None
         return Vocabulary(model, pre, tokens, self.types, scores, merges, add_space_prefix, settings)
+
+    def _keep_apart(self) -> None:
+        """llama.cpp aborts when it loads two tokens of the same text. Raises InvalidCheckpointError."""
+        places: dict[str, int] = {}
+        holes = [token for token, kind in enumerate(self.types) if kind == TokenType.UNUSED]
+        for token, text in enumerate(self.tokens):
+            if text and self.types[token] != TokenType.UNUSED and places.setdefault(text, token) != token:
+                raise InvalidCheckpointError(
+                    f"the tokenizer's tokens {places[text]} and {token} are both {text[:40]!r} to llama.cpp"
+                )
+        for token in holes:
+            while places.setdefault(self.tokens[token], token) != token:
+                self.tokens[token] += "_"
 
 
 def looks_special(text: str) -> bool:
@@ -114,8 +132,35 @@ def read_merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def added_tokens(tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens under the ids that ``tokenizers`` gives them, as the model was trained with.
+
+    It goes by the text: what the vocabulary has keeps its id, the rest is counted on, whatever the file says.
+    """
     added = tokenizer.get("added_tokens")
-    return [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    known = _ids_by_text(as_dict(tokenizer.get("model")).get("vocab"))
+    free = len(known)
+    result, ids = [], dict[str, int]()
+    for entry in added if isinstance(added, list) else []:
+        text = as_dict(entry).get("content")
+        if not isinstance(text, str) or not text:
+            continue
+        token = ids.get(text, known.get(text))
+        if token is None:
+            token = free
+        ids[text] = token
+        free = max(free, token + 1)
+        result.append({**entry, "id": token})
+    return result
+
+
+def _ids_by_text(vocabulary: object) -> Mapping[str, int]:
+    if isinstance(vocabulary, list):  # Unigram's
+        return {piece[0]: token for token, piece in enumerate(vocabulary) if _is_piece(piece)}
+    return {text: token for text, token in as_dict(vocabulary).items() if type(token) is int}
+
+
+def _is_piece(piece: object) -> bool:
+    return isinstance(piece, list) and bool(piece) and isinstance(piece[0], str)
 
 
 def vocabulary_size(tokenizer: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int:

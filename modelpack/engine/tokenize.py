@@ -13,7 +13,7 @@ _TIMEOUT = 120.0
 
 
 def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text, special tokens neither added nor looked for; no weights are read.
+    """The ids of each text, special tokens not added, but taken for such where the text has them; no weights are read.
 
     Raises WorkerCrashedError, also when llama.cpp does not load the vocabulary, and WorkerTimeoutError.
     """
@@ -63,7 +63,7 @@ def main() -> None:
         content = text.encode("utf-8")
         size = len(content) + 16
         ids = (ctypes.c_int32 * size)()
-        count = llama_cpp.llama_tokenize(vocabulary, content, len(content), ids, size, False, False)
+        count = llama_cpp.llama_tokenize(vocabulary, content, len(content), ids, size, False, True)
         if count < 0:
             sys.exit(f"{-count} tokens for a text of {len(content)} bytes")
         answer.append(list(ids[:count]))

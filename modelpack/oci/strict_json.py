@@ -12,15 +12,17 @@ from modelpack.errors import InvalidContentError
 
 MAX_DEPTH = 64
 
+MAX_CONTAINERS = 1 << 22
+
 # A string that never ends swallows the rest, so that a hostile document is scanned once and not once per quote.
-_NOT_A_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[^\[\]{}"]+', re.DOTALL)
+_STRING_OR_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises InvalidContentError, naming ``what``, when the bytes are not UTF-8 JSON, not an object, nested deeper than
-    64, or repeat a key.
+    64, of more than four million arrays and objects, or repeat a key.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -48,9 +50,17 @@ def canonical(document: object) -> bytes:
 
 
 def _check_depth(raw: bytes, what: str) -> None:
-    # Before json.loads, whose recursion a deep document exhausts. Brackets inside strings do not count.
-    depth = 0
-    for bracket in _NOT_A_BRACKET.sub(b"", raw):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise InvalidContentError(f"{what} is nested deeper than {MAX_DEPTH}")
+    # Before json.loads, whose recursion a deep document exhausts, and whose memory many small ones do. Brackets inside
+    # strings do not count.
+    depth = containers = 0
+    for match in _STRING_OR_BRACKETS.finditer(raw):
+        first, length = raw[match.start()], match.end() - match.start()
+        if first in b"[{":
+            depth += length
+            containers += length
+            if depth > MAX_DEPTH:
+                raise InvalidContentError(f"{what} is nested deeper than {MAX_DEPTH}")
+            if containers > MAX_CONTAINERS:
+                raise InvalidContentError(f"{what} has more than {MAX_CONTAINERS} arrays and objects")
+        elif first in b"]}":
+            depth -= length
