@@ -116,13 +116,12 @@ def load_policy(
 
     settings = app.settings
     named = policy or settings.policy
+    is_in_environment = bool(settings.environment.get("MODELPACK_POLICY"))
     said = {
         "--key": bool(keys),
         "--policy": policy is not None,
-        "MODELPACK_POLICY": policy is None and "MODELPACK_POLICY" in settings.environment,
-        "policy in config.toml": policy is None
-        and "MODELPACK_POLICY" not in settings.environment
-        and named is not None,
+        "MODELPACK_POLICY": policy is None and is_in_environment,
+        "policy in config.toml": policy is None and not is_in_environment and named is not None,
         "--insecure-skip-verify": skip,
     }
     if named == SYSTEM_POLICY:
