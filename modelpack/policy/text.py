@@ -35,7 +35,7 @@ COMMENTED_FILE = (
 # require_ref = true                       # signed for the very repository:tag that is asked for
 # max_age = "180d"
 # licenses = ["Apache-2.0", "MIT"]
-# template_sha256 = ["..."]                # its chat templates, as modelpack inspect prints them
+# template_sha256 = ["sha256:..."]         # its chat templates, as modelpack inspect prints them
 
 # What must be attested besides, by whom, and what it must say.
 # [[rule.attestation]]
