@@ -84,7 +84,7 @@ def run_build(
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
             if plan.checkpoint:
-                _check_tokenizer(plan.checkpoint, base)
+                _check_tokenizer(plan.checkpoint, base, progress)
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
@@ -230,9 +230,15 @@ def _describe(
     return with_facts(model, header)
 
 
-def _check_tokenizer(checkpoint: Checkpoint, base: Path) -> None:
+def _check_tokenizer(checkpoint: Checkpoint, base: Path, progress: Progress) -> None:
     """Raises ConversionError where llama.cpp tokenizes otherwise than the checkpoint's own tokenizer."""
-    wanted = parity.expected(checkpoint)
+    pre = str(read_whole_header(base).metadata.get("tokenizer.ggml.pre"))
+    wanted = parity.expected(checkpoint, pre=pre)
+    if pre in parity.CUT_AT_MARKS:
+        progress.warn(
+            f"llama.cpp splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and "
+            "Thai it gives this model other tokens than it was trained with"
+        )
     if wanted:
         parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
 
