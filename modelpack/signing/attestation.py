@@ -86,6 +86,9 @@ def attest(
             places.put_bundle(target, subject, bundle, predicate_type=predicate_type, created=created)
         if "cosign-legacy" in missing:
             _append_envelope(target, subject, signed, predicate_type)
+            if "cosign-legacy" not in {one.scheme for one in present()}:
+                # Somebody with an older copy of the tag wrote it after us.
+                _append_envelope(target, subject, signed, predicate_type)
     after = present() if missing else before
     if not set(wanted) <= {one.scheme for one in after}:
         raise InvalidSignatureError(f"the attestation just written for {subject.digest} cannot be read back")
