@@ -24,6 +24,8 @@ class ConverterChoice:
     """Let upstream's converter run code that the checkpoint brings."""
     deep: bool = False
     """Look at every weight, and refuse what is no number; only modelpack's own converter can."""
+    allow_mismatch: bool = False
+    """Go on with a model that llama.cpp gives other tokens than the checkpoint's own tokenizer, and say so in it."""
     file_type: str | None = None
     """What modelpack's own converter makes: F32, F16 or BF16; the checkpoint's own type unless given."""
 

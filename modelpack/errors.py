@@ -72,6 +72,16 @@ class ConversionError(ModelpackError):
     code = "conversion.failed"
 
 
+class TokenizerMismatchError(ConversionError):
+    """llama.cpp tokenizes texts otherwise than the checkpoint's own tokenizer; ``share`` says how many: ``3/320``."""
+
+    code = "conversion.tokenizer-mismatch"
+
+    def __init__(self, message: str, *, share: str) -> None:
+        super().__init__(message)
+        self.share = share
+
+
 # Something is not there, or not for us, or not answering.
 
 

@@ -54,6 +54,8 @@ class BuildPlan:
     gguf_type: str | None = None
     options: WeightsOptions = field(default_factory=WeightsOptions)
     converter: ConverterChoice = field(default_factory=ConverterChoice)
+    tokenizer_mismatch: str | None = None
+    """How many of the texts that were tried llama.cpp tokenizes otherwise: ``3/320``. Known once it has been asked."""
     split_size: int | None = None
     """The most bytes that a file of weights may have; what is larger is split."""
 

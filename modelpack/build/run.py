@@ -14,7 +14,7 @@ from modelpack.convert import Checkpoint, parity
 from modelpack.converter import convert, converter_annotations
 from modelpack.engine.comparison import Comparison
 from modelpack.engine.tokenize import tokenize
-from modelpack.errors import CheckFailedError, InsufficientDiskError
+from modelpack.errors import CheckFailedError, InsufficientDiskError, TokenizerMismatchError
 from modelpack.evidence.provenance import InputFile
 from modelpack.formats import FileKind, Model, ModelFile
 from modelpack.formats.facts import with_facts
@@ -83,8 +83,8 @@ def run_build(
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
-            if plan.checkpoint:
-                _check_tokenizer(plan.checkpoint, base, progress)
+            if plan.checkpoint and (mismatch := _check_tokenizer(plan, plan.checkpoint, base, progress)):
+                plan = replace(plan, tokenizer_mismatch=mismatch)
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
@@ -153,6 +153,8 @@ def _pack_variant(
     facts = {**fact_annotations(header), **converter_annotations(plan.conversion), **made.annotations}
     if intermediate:
         facts["dev.modelpack.intermediate"] = intermediate
+    if plan.tokenizer_mismatch:
+        facts["dev.modelpack.tokenizer-mismatch"] = plan.tokenizer_mismatch
     model = _describe(plan, variant, header, files, facts)
     encoded = plan.codec.encode(model)
     store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
@@ -230,8 +232,11 @@ def _describe(
     return with_facts(model, header)
 
 
-def _check_tokenizer(checkpoint: Checkpoint, base: Path, progress: Progress) -> None:
-    """Raises ConversionError where llama.cpp tokenizes otherwise than the checkpoint's own tokenizer."""
+def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progress: Progress) -> str | None:
+    """How many texts llama.cpp tokenizes otherwise than the checkpoint's own tokenizer, where the plan allows any.
+
+    Raises TokenizerMismatchError where it does not.
+    """
     pre = str(read_whole_header(base).metadata.get("tokenizer.ggml.pre"))
     wanted = parity.expected(checkpoint, pre=pre)
     if pre in parity.CUT_AT_MARKS:
@@ -239,8 +244,16 @@ def _check_tokenizer(checkpoint: Checkpoint, base: Path, progress: Progress) -> 
             f"llama.cpp splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and "
             "Thai it gives this model other tokens than it was trained with"
         )
-    if wanted:
+    if not wanted:
+        return None
+    try:
         parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
+    except TokenizerMismatchError as mismatch:
+        if not plan.converter.allow_mismatch:
+            raise
+        progress.warn(str(mismatch))
+        return mismatch.share
+    return None
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

@@ -39,6 +39,11 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
         1,
         "modelpack converter install adds llama.cpp's own converter; or build from a GGUF file made elsewhere",
     ),
+    (
+        e.TokenizerMismatchError,
+        1,
+        "such a model may talk nonsense; --allow-tokenizer-mismatch builds it all the same, and the artifact says so",
+    ),
     (e.PackedModelError, 1, "modelpack unpack REF makes its files usable"),
     (e.InvalidGGUFError, 1, "the file is damaged or hostile: fetch it again from where it came from"),
     (e.InvalidCheckpointError, 1, "fetch the checkpoint again; only safetensors checkpoints are read"),

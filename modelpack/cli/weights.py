@@ -36,6 +36,11 @@ _OPTIONS = (
         help="Whose converter: modelpack's own, or llama.cpp's (see modelpack converter).",
     ),
     click.option("--trust-remote-code", is_flag=True, help="Let llama.cpp's converter run code of the checkpoint."),
+    click.option(
+        "--allow-tokenizer-mismatch",
+        is_flag=True,
+        help="Go on where llama.cpp tokenizes otherwise than the checkpoint; the artifact says so.",
+    ),
     click.option("--deep", is_flag=True, help="Look at every weight of a checkpoint; a NaN or an infinity is refused."),
 )
 
@@ -72,7 +77,11 @@ def choose_converter(app: App, arguments: dict[str, Any]) -> "ConverterChoice":
     from modelpack.converter import ConverterChoice
 
     return ConverterChoice(
-        arguments["converter"], upstream_environment(app), arguments["trust_remote_code"], arguments["deep"]
+        arguments["converter"],
+        upstream_environment(app),
+        arguments["trust_remote_code"],
+        arguments["deep"],
+        arguments["allow_tokenizer_mismatch"],
     )
 
 

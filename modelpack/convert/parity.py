@@ -15,7 +15,7 @@ from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import load_tokenizer, refusing_what_tokenizers_refuses
 from modelpack.convert.tokenizer import load_sentencepiece
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
-from modelpack.errors import ConversionError
+from modelpack.errors import TokenizerMismatchError
 
 _SHOWN = 3
 _ADDED = 512
@@ -56,12 +56,13 @@ def expected(checkpoint: Checkpoint, *, pre: str | None = None) -> Tokenized:
 
 
 def check(wanted: Tokenized, actual: Sequence[Sequence[int]]) -> None:
-    """Raises ConversionError, which shows the first few, where llama.cpp's ids are others."""
+    """Raises TokenizerMismatchError, which shows the first few, where llama.cpp's ids are others."""
     wrong = [(text, ids, list(got)) for (text, ids), got in zip(wanted, actual, strict=True) if ids != list(got)]
     if wrong:
         shown = "; ".join(f"{text[:40]!r} becomes {got[:16]}, not {ids[:16]}" for text, ids, got in wrong[:_SHOWN])
-        raise ConversionError(
-            f"llama.cpp tokenizes {len(wrong)} of {len(wanted)} texts otherwise than the checkpoint does: {shown}"
+        raise TokenizerMismatchError(
+            f"llama.cpp tokenizes {len(wrong)} of {len(wanted)} texts otherwise than the checkpoint does: {shown}",
+            share=f"{len(wrong)}/{len(wanted)}",
         )
 
 

@@ -1,6 +1,7 @@
 """build with gates and importance matrices, compare, and converter, as a person types them."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -112,3 +113,26 @@ def test_a_deep_build_refuses_a_checkpoint_with_a_weight_that_is_no_number(model
         (tmp_path / "model.gguf").touch()
         elsewhere = modelpack("build", *arguments, "-t", "tiny:v2", "--deep")
         assert "a deep look" in elsewhere.stderr
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_have_stops_the_build_unless_that_is_allowed_and_recorded(
+    modelpack, tiny_checkpoint, tmp_path
+):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, tokenizer["normalizer"]]}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    refused = modelpack("build", checkpoint, "-t", "demo/odd:v1", "--json")
+    allowed = modelpack("build", checkpoint, "-t", "demo/odd:v1", "--allow-tokenizer-mismatch", "--json")
+
+    assert refused.code == 1
+    error = json.loads(refused.stdout)["error"]
+    assert error["code"] == "conversion.tokenizer-mismatch"
+    assert "--allow-tokenizer-mismatch" in error["hint"]
+    assert allowed.code == 0, allowed.stderr
+    assert "warning: llama.cpp tokenizes" in allowed.stderr
+    (share,) = re.findall(r"tokenizes (\d+) of (\d+) texts", allowed.stderr)
+    shown = modelpack("inspect", "demo/odd:v1", "--json").json("inspect")
+    assert shown["annotations"]["dev.modelpack.tokenizer-mismatch"] == "/".join(share)

@@ -25,7 +25,7 @@ from modelpack.convert.splitting import name_by_rule
 from modelpack.convert.tokenizer import byte_level_bpe
 from modelpack.convert.vocabulary import Vocabulary
 from modelpack.engine.tokenize import tokenize
-from modelpack.errors import ConversionError, UnsupportedError
+from modelpack.errors import TokenizerMismatchError, UnsupportedError
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -163,7 +163,7 @@ def test_words_that_llama_cpp_cuts_at_their_vowel_signs_are_not_compared_and_all
     assert len(wanted) > 200
     parity.check(wanted, tokenize(path, [text for text, _ in wanted]))
     everything = parity.expected(checkpoint)
-    with pytest.raises(ConversionError, match="otherwise than the checkpoint does"):
+    with pytest.raises(TokenizerMismatchError, match="otherwise than the checkpoint does"):
         parity.check(everything, tokenize(path, [text for text, _ in everything]))
 
 
