@@ -15,6 +15,7 @@ from modelpack.formats import FileKind, Model, ModelFile, PackedLayer, codec_nam
 from modelpack.formats.facts import with_facts
 from modelpack.formats.model import MAX_CONFIG_SIZE, flat_name, kind_of_name
 from modelpack.gguf_shards import read_whole_header
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import Source, read_whole
 from modelpack.progress import SILENT, Progress
@@ -65,7 +66,8 @@ def unpack(
     encoded = codec_named("cncf").encode(_with_facts(store, whole))
     store.write_small(encoded.config, encoded.manifest.blobs[0].media_type)
     made = repository.put_manifest(encoded.manifest, tag=_tag(descriptor))
-    store.put_receipt(made.digest, {_RECORD: str(descriptor.digest)})
+    # The same files in another packing are unpacked to the same manifest.
+    store.put_receipt(made.digest, {_RECORD: sorted({*_packings(store, made.digest), str(descriptor.digest)})})
     return Unpacked(made, whole)
 
 
@@ -76,13 +78,18 @@ def find_unpacked(store: Store, source: Source, descriptor: Descriptor) -> Unpac
         manifest = source.fetch_manifest(made)
     except NotFoundError:
         return None
-    receipt = store.receipt(made.digest)
-    if receipt is None or receipt.get(_RECORD) != str(descriptor.digest) or manifest.config is None:
+    if str(descriptor.digest) not in _packings(store, made.digest) or manifest.config is None:
         return None
     if any(store.blobs.size(blob.digest) != blob.size for blob in manifest.blobs):
         return None
     config = read_whole(source, manifest.config, limit=MAX_CONFIG_SIZE)
     return Unpacked(made, codec_named("cncf").decode(manifest, config))
+
+
+def _packings(store: Store, made: Digest) -> list[str]:
+    """The artifacts that this store has unpacked to a manifest."""
+    known = (store.receipt(made) or {}).get(_RECORD)
+    return [digest for digest in known if isinstance(digest, str)] if isinstance(known, list) else []
 
 
 def _tag(descriptor: Descriptor) -> str:

@@ -88,7 +88,12 @@ def push(
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock file for --frozen.  [default: modelpack.lock]")
 @click.option("--allow-rollback", is_flag=True, help="Take what is older than what this tag was before.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Also put its files into this folder.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also put its files into this folder, where the disk allows as read-only links into the store: copy to edit.",
+)
 @jobs_option
 @limit_rate_option
 def pull(

@@ -1,12 +1,15 @@
 """Where a registry lives: the name that people type, and the origin that requests go to."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 from modelpack.errors import InvalidContentError, MalformedReferenceError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# RFC 3986, section 3.2, without percent-encoded hosts.
+_AUTHORITY = re.compile(r"(?:[\w.~!$&'()*+,;=:%-]*@)?(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d*)?", re.ASCII)
 
 # Docker Hub answers under another name than the one in its references.
 DOCKER_HUB = "docker.io"
@@ -30,7 +33,8 @@ class Origin:
             port = parts.port
         except ValueError as error:
             raise InvalidContentError(f"not a URL: {_printable(url)}") from error
-        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        # Other readers of URLs end the host at a backslash, and this one the user name before it: what both read alike.
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not _AUTHORITY.fullmatch(parts.netloc):
             raise InvalidContentError(f"not an http or https URL: {_printable(url)}")
         return cls(parts.scheme, parts.hostname.lower(), port or _DEFAULT_PORTS[parts.scheme])
 

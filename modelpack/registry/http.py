@@ -13,7 +13,7 @@ from urllib3 import exceptions
 
 from modelpack import __version__
 from modelpack.errors import InvalidContentError, InvalidInputError, RegistryUnavailableError, UntrustedError
-from modelpack.registry.address import Origin
+from modelpack.registry.address import Origin, without_query
 from modelpack.registry.network import NetworkSettings
 from modelpack.registry.refusal import printable
 from modelpack.registry.retry import TransientError
@@ -150,13 +150,14 @@ class Transport:
         certificate is not trusted.
         """
         network = self._network
+        origin = _checked_origin(url)
         timeout = urllib3.Timeout(connect=network.connect_timeout, read=network.read_timeout)
         if callable(body):
             # After the last byte the registry hashes and commits the whole blob before it answers.
             size = int(headers.get("Content-Length", 0))
             timeout = urllib3.Timeout(connect=network.send_timeout, read=network.read_timeout + size / (20 << 20))
         try:
-            raw = self._pool(Origin.of(url)).urlopen(
+            raw = self._pool(origin).urlopen(
                 method,
                 url,
                 body=self.traffic.sending(body()) if callable(body) else body,
@@ -214,6 +215,22 @@ class Transport:
             raise InvalidInputError(f"certificates for {self._registry} cannot be read: {error}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
+
+
+def _checked_origin(url: str) -> Origin:
+    """Where ``url`` leads, which is what was asked before a secret was put beside it.
+
+    Raises InvalidContentError where urllib3, which reads URLs in its own way, would go somewhere else.
+    """
+    origin = Origin.of(url)
+    try:
+        there = urllib3.util.parse_url(url)
+    except exceptions.LocationParseError as error:
+        raise InvalidContentError(f"not an address: {without_query(url)}") from error
+    host = (there.host or "").strip("[]").lower()
+    if (there.scheme, host, there.port or origin.port) != (origin.scheme, origin.host, origin.port):
+        raise InvalidContentError(f"not an address that all read alike: {without_query(url)}")
+    return origin
 
 
 def speaks_tls(origin: Origin, *, timeout: float = 2.0) -> bool:

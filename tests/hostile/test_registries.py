@@ -43,12 +43,17 @@ def test_row_08_a_token_realm_elsewhere_gets_no_password(thief, home, pull):
         assert thief.requests == []
 
 
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["http://{thief}{path}", "http://{registry}@{thief}{path}", "http://{thief}\\@{registry}{path}", "//{thief}{path}"],
+    ids=["plainly", "as a user", "in what one reader takes for a user", "without a scheme"],
+)
 def test_row_09_an_upload_location_elsewhere_gets_neither_token_nor_weights(
-    thief, home, published, modelpack, tmp_path
+    thief, home, published, modelpack, tmp_path, elsewhere
 ):
     with FakeRegistry(auth="basic") as registry:
         logged_in(home, registry.address)
-        registry.location = lambda path: f"{thief.url}{path}"
+        registry.location = lambda path: elsewhere.format(thief=thief.address, registry=registry.address, path=path)
         reference = f"{registry.address}/{NAME}:v1"
         store = ("--store", tmp_path / "author-store")
         assert modelpack("tag", published.reference, reference, *store).code == 0

@@ -453,6 +453,26 @@ def test_unpacking_twice_is_unpacking_once_and_removal_takes_it_away(store):
         store.blob_path(first.model.files[0].digest)
 
 
+def test_two_packings_of_the_same_files_are_both_known_and_one_outlives_the_other(store):
+    repository = store.repository("foreign")
+    kinds = {packing: f"application/vnd.cncf.model.weight.v1.{packing}" for packing in ("tar", "tar+gzip")}
+    made = [
+        put_cncf(store, (kind, packed(packing, entry("m.gguf", GGUF)), named("m"))) for packing, kind in kinds.items()
+    ]
+    first, second = (unpack(store, repository, one, read(store, one)) for one in made)
+
+    assert first.descriptor.digest == second.descriptor.digest
+    assert all(find_unpacked(store, repository, one) for one in made)
+
+    store.remove(Reference.parse(f"foreign@{made[0].digest}"))
+    left = find_unpacked(store, repository, made[1])
+    assert left is not None
+    assert contents(store, left.model) == {"m.gguf": GGUF}
+    store.remove(Reference.parse("foreign:v1"))
+    assert all(find_unpacked(store, repository, one) is None for one in made)
+    assert store.list() == []
+
+
 def test_what_somebody_else_put_under_the_tag_of_the_unpacked_counts_for_nothing(store):
     layer = make_tar(entry("m.gguf", GGUF))
     made = put_cncf(store, ("application/vnd.cncf.model.weight.v1.tar", layer, named("m")))

@@ -64,6 +64,7 @@ HERE = Origin.of("https://registry.example")
         ("http://registry.example:8080/v2/x", None),
         ("//other.example/x", None),
         ("https://registry.example@other.example/x", None),
+        ("https://user@registry.example/x", "https://user@registry.example/x"),
     ],
 )
 def test_a_location_stays_at_the_registry_or_is_none_of_ours(location: str, url: str | None) -> None:
@@ -81,7 +82,23 @@ def test_a_registry_on_a_port_that_believes_it_speaks_http_is_still_itself() -> 
     assert stay_at(here, base, "http://registry.example/v2/x") is None
 
 
-@pytest.mark.parametrize("url", ["ftp://x/y", "https://", "https://x:99999/", "javascript:alert(1)", "https://[::/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x/y",
+        "https://",
+        "https://x:99999/",
+        "javascript:alert(1)",
+        "https://[::/",
+        # What one reader takes for a user name, another takes for the host.
+        "https://other.example\\@registry.example/v2/",
+        "https://other.example:443\\@registry.example/v2/",
+        "https://registry.example\\.other.example/",
+        "https://regi stry.example/",
+        "https://registry.example%2f@other.example%00/",
+        "https://r\u00e9gistry.example/",
+    ],
+)
 def test_what_is_no_web_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidContentError):
         Origin.of(url)
