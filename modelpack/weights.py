@@ -5,13 +5,13 @@ Everything here works on GGUF files; where they come from and what becomes of th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 from modelpack.engine.comparison import Comparison, compare_models
 from modelpack.engine.imatrix import compute_imatrix
 from modelpack.engine.task import read_text
 from modelpack.errors import InvalidInputError, UnsupportedError
+from modelpack.file_digest import sha256_of
 from modelpack.gguf_header import GGUFHeader
 from modelpack.gguf_shards import read_whole_header
 from modelpack.imatrix import ImportanceMatrix
@@ -102,10 +102,7 @@ def obtain_imatrix(options: WeightsOptions, base: Path, work: Path, *, progress:
     else:
         return None
     with path.open("rb") as file:
-        hasher = sha256()
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return Imatrix(path, Digest.from_hex(hasher.hexdigest()))
+        return Imatrix(path, Digest.from_hex(sha256_of(file.fileno())[0]))
 
 
 def make_weights(

@@ -1,13 +1,13 @@
 """Reading ``blobs/sha256`` of an OCI image layout (image specification 1.1, image-layout.md)."""
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError
+from modelpack.file_digest import sha256_of
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import MAX_MANIFEST_SIZE, Descriptor
 
@@ -69,16 +69,15 @@ class Blobs:
 
     def check(self, descriptor: Descriptor, *, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         """Hash the blob again. Raises NotFoundError, DigestMismatchError."""
-        size, hasher = 0, hashlib.sha256()
-        with self.read(descriptor.digest) as chunks:
-            for chunk in chunks:
-                hasher.update(chunk)
-                size += len(chunk)
-                on_bytes(len(chunk))
+        file = self._open(descriptor.digest)
+        try:
+            actual, size = sha256_of(file, on_bytes)
+        finally:
+            os.close(file)
         if size != descriptor.size:
             raise DigestMismatchError(f"{descriptor.digest} has {size} bytes where {descriptor.size} were promised")
-        if hasher.hexdigest() != descriptor.digest.hex:
-            raise DigestMismatchError(f"content of {descriptor.digest} has the digest sha256:{hasher.hexdigest()}")
+        if actual != descriptor.digest.hex:
+            raise DigestMismatchError(f"content of {descriptor.digest} has the digest sha256:{actual}")
 
     def _open(self, digest: Digest) -> int:
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from modelpack.atomic_file import sync_directory, write_atomically
 from modelpack.errors import DigestMismatchError, InsufficientDiskError, InvalidInputError, NotFoundError
+from modelpack.file_digest import sha256_of
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import OpenBlob, RangedBlob, RangesIgnoredError
@@ -102,8 +103,9 @@ class Ingest:
                     # The disk writes while the processor hashes.
                     with ThreadPoolExecutor(1) as pool:
                         synced = pool.submit(os.fsync, file)
-                        digest, size = _hash(file, on_bytes)
+                        hexadecimal, size = sha256_of(file, on_bytes)
                         synced.result()
+                    digest = Digest.from_hex(hexadecimal)
                     descriptor = Descriptor(media_type, digest, size)
                     on_digest(digest)
                     if not self._blobs.has(descriptor):
@@ -279,15 +281,6 @@ def _open_regular(path: Path) -> int:
 def _chunks(file: int) -> Iterator[bytes]:
     os.lseek(file, 0, os.SEEK_SET)
     return iter(lambda: os.read(file, CHUNK_SIZE), b"")
-
-
-def _hash(file: int, on_bytes: Callable[[int], None]) -> tuple[Digest, int]:
-    hasher, size = hashlib.sha256(), 0
-    for chunk in _chunks(file):
-        hasher.update(chunk)
-        size += len(chunk)
-        on_bytes(len(chunk))
-    return Digest.from_hex(hasher.hexdigest()), size
 
 
 def copy_contents(source: int, target: int) -> None:
