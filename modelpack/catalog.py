@@ -7,6 +7,7 @@ from pathlib import Path
 from modelpack.errors import InvalidContentError, PackedModelError, UnsupportedError
 from modelpack.formats import Model, codec_for
 from modelpack.formats.model import MAX_CONFIG_SIZE
+from modelpack.gguf_shards import read_headers
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source, read_whole
@@ -60,11 +61,15 @@ def usable(store: Store, reference: Reference, descriptor: Descriptor, model: Mo
 def weights_path(store: Store, model: Model) -> Path:
     """The GGUF file that llama.cpp opens, in place: a blob, or the first of several under names that it understands.
 
-    Raises PackedModelError, UnsupportedError for a model without weights, NotFoundError, InsufficientDiskError.
+    Raises PackedModelError, UnsupportedError for a model without weights or with several, InvalidGGUFError,
+    NotFoundError, InsufficientDiskError, AccessDeniedError.
     """
     if model.packed:
         packings = ", ".join(sorted({layer.packing for layer in model.packed}))
         raise PackedModelError(f"model {model.name!r} is packed as {packings}; its files cannot be used in place")
     if not model.weights:
         raise UnsupportedError(f"model {model.name!r} has no weights to run")
-    return store.weights_path([file.digest for file in model.weights])
+    path = store.weights_path([file.digest for file in model.weights])
+    if len(model.weights) > 1 and len(read_headers(path)) != len(model.weights):
+        raise UnsupportedError(f"model {model.name!r} has {len(model.weights)} files of weights, not the shards of one")
+    return path

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from modelpack.errors import InvalidGGUFError, InvalidInputError
-from modelpack.gguf_header import DEFAULT_ALIGNMENT, GGML_TYPES, GGUFHeader, TensorInfo, read_header
+from modelpack.gguf_header import DEFAULT_ALIGNMENT, GGML_TYPES, MAX_TENSORS, GGUFHeader, TensorInfo, read_header
 from modelpack.progress import SILENT, Progress
 
 MAX_SHARDS = 10_000
@@ -48,21 +48,26 @@ def read_headers(path: Path) -> tuple[GGUFHeader, ...]:
     """
     first = read_header(path)
     count = first.metadata.get(COUNT_KEY, 1)
-    if count == 1:
+    if count in (0, 1):  # llama.cpp's tool leaves 0 in what it merged
         return (first,)
     named = _NAME.fullmatch(path.name)
     if not isinstance(count, int) or not 1 < count <= MAX_SHARDS or named is None or int(named[3]) != count:
         raise InvalidGGUFError(f"{path.name} is one of {count!r} shards, which its name does not say")
     if int(named[2]) != 1 or first.metadata.get("split.no") != 0:
         raise InvalidGGUFError(f"{path.name} is not the first of its {count} shards, which is the one to name")
+    claimed = first.metadata.get("split.tensors.count")
+    if not isinstance(claimed, int) or not 0 < claimed <= MAX_TENSORS:
+        raise InvalidGGUFError(f"{path.name} claims {claimed!r} tensors with its shards")
     headers = [first]
     for number in range(2, count + 1):
         header = read_header(path.with_name(shard_name(named[1], number, count)))
         if (header.metadata.get("split.no"), header.metadata.get(COUNT_KEY)) != (number - 1, count):
             raise InvalidGGUFError(f"shard {number} beside {path.name} belongs to other shards")
         headers.append(header)
+        if sum(len(one.tensors) for one in headers) > claimed:
+            break
     tensors = [tensor.name for header in headers for tensor in header.tensors]
-    if len(set(tensors)) != len(tensors) or len(tensors) != first.metadata.get("split.tensors.count"):
+    if len(set(tensors)) != len(tensors) or len(tensors) != claimed:
         raise InvalidGGUFError(f"{path.name} and its shards do not hold the tensors that they claim")
     return tuple(headers)
 
@@ -91,13 +96,14 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
 def plan_shards(source: Path, max_size: int) -> tuple[Shard, ...]:
     """How to cut a GGUF file so that no shard is larger than ``max_size`` bytes; one shard means not at all.
 
-    Raises InvalidInputError where a tensor, or the metadata that the first shard holds, is larger by itself.
+    Raises InvalidInputError where a tensor, or the metadata that the first shard holds, is larger by itself, and for
+    what was split before.
     """
     header = read_header(source)
-    if COUNT_KEY in header.metadata:
-        raise InvalidInputError(f"{source.name} is a shard already")
     if header.file_size <= max_size:
         return (Shard(b"", header.tensors, header.alignment, header.file_size),)
+    if COUNT_KEY in header.metadata:
+        raise InvalidInputError(f"{source.name} is a shard, or was merged from some, and is not split again")
     with source.open("rb") as file:
         file.seek(24)
         metadata = file.read(header.infos_offset - 24)

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 
 from modelpack import hub
-from modelpack.convert import Checkpoint
+from modelpack.convert import Checkpoint, ConversionPlan
 from modelpack.converter import AnyPlan, ConverterChoice
 from modelpack.errors import InvalidInputError, NotFoundError, UnsupportedError
 from modelpack.formats import Codec
-from modelpack.gguf_shards import read_whole_header
+from modelpack.gguf_shards import read_headers, read_whole_header
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.quantize import Quantization, parse_quantization
 from modelpack.weights import WeightsOptions, check_options
@@ -129,6 +130,7 @@ def plan_build(
     if source.path.is_dir():
         checkpoint = Checkpoint.open(source.path)
         conversion = converter.plan(checkpoint, origin.name)
+        _check_split(conversion, wanted, split_size)
         variants = _variants(origin, reference, wanted, conversion.file_type, conversion.parameters)
         return BuildPlan(
             origin,
@@ -147,6 +149,8 @@ def plan_build(
     if converter.deep:
         raise UnsupportedError(f"a deep look is taken at a checkpoint's weights; {source.path} is a GGUF file")
     header = read_whole_header(source.path)
+    if split_size is not None and any(shard.file_size > split_size for shard in read_headers(source.path)[1:]):
+        raise InvalidInputError(f"{source.path.name} is split already, into shards larger than --split-max-size")
     variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
     for variant in variants:
         if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):
@@ -157,6 +161,17 @@ def plan_build(
     return BuildPlan(
         origin, codec, variants, gguf=source.path, gguf_type=header.file_type, options=options, split_size=split_size
     )
+
+
+def _check_split(conversion: AnyPlan, wanted: Sequence[Quantization], split_size: int | None) -> None:
+    """Before hours of work: the largest tensor has to fit. In a mixture it may have more bits than the others."""
+    if split_size is None or not isinstance(conversion, ConversionPlan):
+        return
+    largest = max(conversion.tensors, key=lambda planned: planned.size)
+    weights = prod(largest.tensor.shape)
+    for bits in {quantization.bits_per_weight for quantization in wanted} or {8 * largest.size / weights}:
+        if weights * bits / 8 > split_size:
+            raise InvalidInputError(f"tensor {largest.name} alone takes more than {split_size} bytes")
 
 
 def _variants(

@@ -160,14 +160,14 @@ def _template(model: "Model") -> str | None:
 def _gguf_answer(path: Path) -> tuple[dict[str, object], str]:
     from collections import Counter
 
-    from modelpack.gguf_header import read_header
+    from modelpack.gguf_shards import read_headers, read_whole_header
 
-    header = read_header(path)
+    header = read_whole_header(path)
     types = Counter(tensor.type for tensor in header.tensors)
     metadata = {key: _shown(value) for key, value in header.metadata.items()}
     document: dict[str, object] = {
         "file": str(path),
-        "size": header.file_size,
+        "size": sum(shard.file_size for shard in read_headers(path)),
         "gguf_version": header.version,
         "architecture": header.architecture,
         "name": header.name,

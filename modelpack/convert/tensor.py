@@ -4,6 +4,7 @@ An operation takes a Tensor and gives a Tensor; nothing is read before the write
 """
 
 import mmap
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -50,10 +51,11 @@ class Tensor:
 
 
 class Shards:
-    """The safetensors files of a checkpoint, mapped when a tensor of theirs is first read."""
+    """The safetensors files of a checkpoint, mapped when a tensor of theirs is first read, from any thread."""
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
+        self._opening = threading.Lock()
 
     def tensor(self, name: str, stored: StoredTensor) -> Tensor:
         """A stored tensor, ready to be read.
@@ -76,15 +78,16 @@ class Shards:
 
     def forget(self) -> None:
         """Let go of the pages that were read, so that memory stays flat however large the files are."""
-        for mapped in self._maps.values():
+        for mapped in list(self._maps.values()):
             if hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def _map(self, path: Path) -> mmap.mmap:
-        if path not in self._maps:
-            with path.open("rb") as file:
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[path]
+        with self._opening:
+            if path not in self._maps:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._maps[path]
 
 
 def constant(values: Rows) -> Tensor:

@@ -29,6 +29,7 @@ from modelpack.progress import SILENT, Progress
 
 ALIGNMENT = 32
 CHUNK_SIZE = 2 << 20
+_MOST_THREADS = 8
 
 _PACKED = {
     GGUFValueType.UINT8: "B",
@@ -91,9 +92,9 @@ def write_file(
 ) -> None:
     """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
 
-    Holds a few MiB of weights at a time; ``forget`` is called between pieces. A file that is not to be ``is_durable``
-    is not synced, for a caller that does it later. Raises InsufficientDiskError, and with ``deep``
-    InvalidCheckpointError for weights that are not finite.
+    Holds a few MiB of weights for each of up to eight processors; ``forget`` is called between pieces. A file that is
+    not to be ``is_durable`` is not synced, for a caller that does it later. Raises InsufficientDiskError, and with
+    ``deep`` InvalidCheckpointError for weights that are not finite.
     """
     with _replacing(path, is_durable=is_durable) as file, progress.step("convert", total=data_size(tensors)) as step:
         file.write(header)
@@ -145,7 +146,8 @@ def _rows_at_once(planned: PlannedTensor) -> int:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, _MOST_THREADS)
 
 
 @contextlib.contextmanager

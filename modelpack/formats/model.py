@@ -23,6 +23,7 @@ TITLE = "org.opencontainers.image.title"
 # One flat segment, so that no name in a manifest reaches outside a folder or is special on any system
 # (path traversal, drive letters, NUL, leading dots, trailing dots and spaces, devices).
 _FILE_NAME = re.compile(r"[A-Za-z0-9_+@(][A-Za-z0-9 ._+@()-]{0,199}(?<![. ])", re.ASCII)
+_SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
 
 
@@ -105,7 +106,10 @@ class Model:
     @property
     def weights(self) -> tuple[ModelFile, ...]:
         """The GGUF file, or its shards in order."""
-        return tuple(file for file in self.files if file.kind is FileKind.WEIGHT)
+        weights = tuple(file for file in self.files if file.kind is FileKind.WEIGHT)
+        # An archive may hold them in any order; the number in llama.cpp's names decides.
+        are_shards = all(_SHARD_NAME.search(file.name) for file in weights)
+        return tuple(sorted(weights, key=lambda file: file.name)) if are_shards else weights
 
     @property
     def size(self) -> int:

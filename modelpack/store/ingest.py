@@ -13,7 +13,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modelpack.atomic_file import sync_directory, write_atomically
@@ -101,10 +100,9 @@ class Ingest:
                     file = self._copy(source, temporary)
                 try:
                     # The disk writes while the processor hashes.
-                    with ThreadPoolExecutor(1) as pool:
-                        synced = pool.submit(os.fsync, file)
+                    with Writeback(file, every=1) as writeback:
+                        writeback.wrote(os.fstat(file).st_size)
                         hexadecimal, size = sha256_of(file, on_bytes)
-                        synced.result()
                     digest = Digest.from_hex(hexadecimal)
                     descriptor = Descriptor(media_type, digest, size)
                     on_digest(digest)

@@ -178,8 +178,14 @@ class Store:
         paths = [self.blob_path(blob) for blob in blobs]
         if len(paths) == 1:
             return paths[0]
-        with self._unless_read_only():
+        try:
             return shards.side_by_side(self.root / SHARDS, paths)
+        except OSError as error:
+            if error.errno not in locks.READ_ONLY:
+                raise
+            raise AccessDeniedError(
+                f"the store {self.root} cannot be written to, and a model of several files needs links in it first"
+            ) from error
 
     def rehash(self, descriptor: Descriptor, *, progress: Progress = SILENT) -> None:
         """Read every byte of a blob again. Raises NotFoundError, DigestMismatchError."""

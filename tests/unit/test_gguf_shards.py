@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import gguf
@@ -96,7 +97,7 @@ def test_a_tensor_larger_than_the_limit_is_named(tiny: Path) -> None:
 
 def test_a_shard_is_not_split_again(tiny: Path, tmp_path: Path) -> None:
     first, *_ = split(tiny, 1_000_000, tmp_path / "m")
-    with pytest.raises(InvalidInputError, match="a shard already"):
+    with pytest.raises(InvalidInputError, match="not split again"):
         plan_shards(first, 300_000)
 
 
@@ -130,3 +131,28 @@ def test_a_shard_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None
 
     with pytest.raises(InvalidGGUFError, match="do not hold the tensors that they claim"):
         read_headers(first)
+
+
+def test_what_llama_cpp_merged_is_one_file_again(tiny: Path, tmp_path: Path) -> None:
+    first, second = split(tiny, 1_000_000, tmp_path / "m")
+    marks = (b"split.count" + struct.pack("<IH", 2, 2), b"split.count" + struct.pack("<IH", 2, 0))
+    merged = tmp_path / "merged.gguf"
+    merged.write_bytes(first.read_bytes().replace(*marks))
+    second.unlink()
+
+    assert len(read_headers(merged)) == 1
+    assert len(plan_shards(merged, 2_000_000)) == 1
+    with pytest.raises(InvalidInputError, match="not split again"):
+        plan_shards(merged, 300_000)
+
+
+def test_more_tensors_than_any_model_has_are_refused_however_many_shards_share_them(tiny: Path, tmp_path: Path) -> None:
+    first, *_ = split(tiny, 1_000_000, tmp_path / "m")
+    count = len(read_header(tiny).tensors)
+    for claimed in (1 << 20, -1, count - 1):
+        old, new = (b"split.tensors.count" + struct.pack("<Ii", 5, number) for number in (count, claimed))
+        kept = first.read_bytes()
+        first.write_bytes(kept.replace(old, new))
+        with pytest.raises(InvalidGGUFError, match="claim"):
+            read_headers(first)
+        first.write_bytes(kept)

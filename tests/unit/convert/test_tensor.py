@@ -1,6 +1,9 @@
 """Numbers on their way from one type to another, and rows on their way to other places."""
 
+import struct
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpack.convert.tensor import Tensor, encode, interleave_halves
+from modelpack.convert.safetensors import StoredTensor
+from modelpack.convert.tensor import Shards, Tensor, encode, interleave_halves
 from modelpack.errors import InvalidCheckpointError
 
 bits = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64)
@@ -75,3 +79,19 @@ def test_a_bias_is_interleaved_as_its_weight_is() -> None:
 def test_rows_that_do_not_divide_into_heads_are_refused() -> None:
     with pytest.raises(InvalidCheckpointError, match="6 rows"):
         interleave_halves(tensor(np.zeros((6, 2), "<f4")), 2)
+
+
+def test_shards_are_opened_by_many_threads_while_pages_are_let_go(tmp_path: Path) -> None:
+    shards = Shards()
+    tensors = []
+    for number in range(200):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(struct.pack("<2f", number, number))
+        tensors.append(shards.tensor("t", StoredTensor(path, "F32", (1, 2), 0, 8)))
+
+    with ThreadPoolExecutor(4) as pool:
+        reading = [pool.submit(tensor.read, 0, 1) for tensor in tensors]
+        while not all(one.done() for one in reading):
+            shards.forget()
+
+    assert [float(one.result()[0, 0]) for one in reading] == list(range(200))
