@@ -120,10 +120,11 @@ def require_trusted(
             # Before a pull these are bytes that nobody has hashed yet; a registry might have shown others.
             require_templates(store.repository(reference.name), promised, descriptor, rule)
         return held
-    if policy is None and held and held.verdict and held.verdict.is_verified and held.verdict.valid_until:
+    ended = held.verdict.valid_until if held and held.verdict and held.verdict.is_verified else None
+    if policy is None and ended and now >= ended:
         raise PolicyRefusedError(
             f"{reference} is refused: what it was verified by at its pull counted until "
-            f"{rfc3339(held.verdict.valid_until)}, and there is no policy that says more"
+            f"{rfc3339(ended)}, and there is no policy that says more"
         )
     renewed = verify_again(store, reference, descriptor, policy or Policy.empty(), now=now)
     write_receipt(store, descriptor, renewed)

@@ -224,7 +224,7 @@ def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _G
         if manifest is None or manifest.is_index:
             continue
         # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
-        if tagged.missing_layers(manifest, _fetch_if_present(target, tag)):
+        if tagged.missing_layers(manifest, tagged.mergeable_manifest(target, tag)):
             if graph.make_room({manifest.digest: manifest}):
                 graph.legacy_tags[tag] = manifest
             else:

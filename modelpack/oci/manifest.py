@@ -137,9 +137,9 @@ class Manifest:
         Layers that nobody may distribute lie elsewhere (layer.md, "Non-Distributable Layers"), and are left out.
         """
         unique: dict[Digest, Descriptor] = {}
-        for descriptor in (self.config, *self.layers) if self.config else self.layers:
-            if not descriptor.media_type.startswith(_NOT_DISTRIBUTED):
-                unique.setdefault(descriptor.digest, descriptor)
+        layers = [layer for layer in self.layers if not layer.media_type.startswith(_NOT_DISTRIBUTED)]
+        for descriptor in (self.config, *layers) if self.config else layers:
+            unique.setdefault(descriptor.digest, descriptor)
         return tuple(unique.values())
 
     @classmethod

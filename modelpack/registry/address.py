@@ -89,8 +89,7 @@ def stay_at(origin: Origin, base: str, location: str) -> str | None:
         return url
     is_same_port = there.port == origin.port or (there.has_default_port and origin.has_default_port)
     if there.host == origin.host and is_same_port:
-        parts = urlsplit(url)
-        return f"{origin}{url[url.index(parts.netloc) + len(parts.netloc) :]}"
+        return urlsplit(url)._replace(scheme=origin.scheme, netloc=str(origin).partition("://")[2]).geturl()
     return None
 
 

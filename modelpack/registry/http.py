@@ -172,6 +172,10 @@ class Transport:
             raise _translate(error, url) from error
         return Response(raw, method, url, stall_timeout=network.stall_timeout, traffic=self.traffic)
 
+    def speaks_tls(self, origin: Origin) -> bool:
+        """Whether TLS is known to be spoken there; False behind a proxy, past which nothing may be asked."""
+        return self._network.proxy_for(origin) is None and speaks_tls(origin)
+
     def _pool(self, origin: Origin) -> urllib3.PoolManager:
         proxy = self._network.proxy_for(origin)
         key = proxy, origin.is_encrypted

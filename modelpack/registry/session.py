@@ -8,7 +8,7 @@ from modelpack.errors import PlainHTTPError, RegistryRefusedError
 from modelpack.registry.address import Origin, stay_at, without_query
 from modelpack.registry.auth import Authorizer, Scope
 from modelpack.registry.challenges import parse_challenges
-from modelpack.registry.http import Body, Response, Transport, speaks_tls
+from modelpack.registry.http import Body, Response, Transport
 from modelpack.registry.profiles import Profile
 from modelpack.registry.refusal import Refusal, printable
 from modelpack.registry.retry import Retries, TransientError
@@ -143,7 +143,7 @@ class Session:
         """Raises PlainHTTPError where a registry that plain HTTP gets no answer from speaks TLS."""
         if self.origin.is_encrypted or self._is_plain_http:
             return
-        if speaks_tls(self.origin):
+        if self._transport.speaks_tls(self.origin):
             raise PlainHTTPError(f"{self.registry} speaks TLS, and was spoken to in plain HTTP")
         self._is_plain_http = True
 

@@ -18,16 +18,29 @@ _ATTEMPTS = 6
 
 def tagged_manifest(source: Source, tag: str) -> Manifest | None:
     """What the tag names; None when there is none. Raises InvalidContentError for what holds no layers."""
+    manifest, fault = _look(source, tag)
+    if fault:
+        raise InvalidContentError(fault)
+    return manifest
+
+
+def mergeable_manifest(target: Source, tag: str) -> Manifest | None:
+    """What a copy adds to; None for what holds no layers too, which it overwrites: nobody can read it as signatures."""
+    return _look(target, tag)[0]
+
+
+def _look(source: Source, tag: str) -> tuple[Manifest | None, str | None]:
+    """What holds layers under the tag, or why what is there holds none."""
     try:
         descriptor = source.resolve(tag)
     except NotFoundError:
-        return None
+        return None, None
     if descriptor.size > MAX_MANIFEST_SIZE:
-        raise InvalidContentError(f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}")
+        return None, f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}"
     manifest = source.fetch_manifest(descriptor)
     if manifest.is_index:
-        raise InvalidContentError("it is an index where an image manifest of signatures is wanted")
-    return manifest
+        return None, "it is an index where an image manifest of signatures is wanted"
+    return manifest, None
 
 
 def missing_layers(wanted: Manifest, present: Manifest | None) -> list[Descriptor]:
@@ -41,13 +54,10 @@ def missing_layers(wanted: Manifest, present: Manifest | None) -> list[Descripto
 def append_layer(target: Target, tag: str, layer: Descriptor, content: bytes) -> None:
     """Add a layer beside those of others.
 
-    Raises InvalidContentError where the tag holds something that nothing can be added to, InvalidSignatureError where
-    the layer does not stay.
+    Raises InvalidContentError where the tag holds something that nothing can be added to, or as many layers as are
+    read, InvalidSignatureError where the layer does not stay.
     """
     write_whole(target, content, layer.media_type)
-    present = tagged_manifest(target, tag)
-    if present and len(present.layers) >= MAX_TAG_LAYERS:
-        raise InvalidContentError(f"tag {tag} holds {len(present.layers)} signatures; no more than that are read")
     _add(target, tag, [layer], None)
 
 
@@ -55,21 +65,25 @@ def merge_layers(target: Target, tag: str, manifest: Manifest) -> None:
     """Let a tag say what ``manifest``, whose blobs are there, says, besides what it says already.
 
     ``manifest`` itself is put where the tag holds nothing else, so that its digest stays. What is there stays, and of
-    the others as many come as are read. Raises what ``append_layer`` raises.
+    the others as many come as are read; what holds no layers is overwritten. Raises InvalidSignatureError where they do
+    not stay.
     """
     _add(target, tag, manifest.layers, manifest)
 
 
 def _add(target: Target, tag: str, layers: Sequence[Descriptor], whole: Manifest | None) -> None:
     # No registry has a compare-and-swap for tags, so another signer may overwrite what we wrote: read, and add again.
+    read = mergeable_manifest if whole else tagged_manifest
     for attempt in range(_ATTEMPTS):
-        present = tagged_manifest(target, tag)
+        present = read(target, tag)
         there = present.layers if present else ()
-        room = max(0, MAX_TAG_LAYERS - len(there))
-        new = [layer for layer in layers if not _is_among(layer, there)][:room]
+        lacking = [layer for layer in layers if not _is_among(layer, there)]
+        new = lacking[: max(0, MAX_TAG_LAYERS - len(there))]
+        if whole is None and len(new) < len(lacking):
+            raise InvalidContentError(f"tag {tag} holds {len(there)} signatures; no more than that are read")
         if present and not new:
             return
-        if whole and all(_is_among(layer, whole.layers) for layer in there):
+        if whole and len(whole.layers) <= MAX_TAG_LAYERS and all(_is_among(layer, whole.layers) for layer in there):
             manifest = whole
         else:
             merged = (*there, *new)
@@ -78,12 +92,13 @@ def _add(target: Target, tag: str, layers: Sequence[Descriptor], whole: Manifest
                 config=config, layers=merged, annotations=present.annotations if present else None
             )
         # As late as can be: what is written between this look and the next request is what gets lost.
-        if _digest_of(tagged_manifest(target, tag)) == _digest_of(present):
+        if _digest_of(read(target, tag)) == _digest_of(present):
             target.put_manifest(manifest, tag=tag)
-            is_alone = attempt == 0 and _digest_of(tagged_manifest(target, tag)) == manifest.digest
-            if not is_alone:
+            after = read(target, tag)
+            if attempt or _digest_of(after) != manifest.digest:
+                # Not alone: whoever read the tag before we wrote it may still overwrite it.
                 _pause(attempt)
-            after = tagged_manifest(target, tag)
+                after = read(target, tag)
             if after and all(_is_among(layer, after.layers) for layer in new):
                 return
         _pause(attempt)

@@ -241,3 +241,18 @@ def test_what_a_key_vouched_for_until_yesterday_says_so_where_there_is_no_policy
 
     with pytest.raises(PolicyRefusedError, match="counted until 2026-11-21T10:00:00Z, and there is no policy"):
         require_trusted(store, V1, subject, None, now=NOW)
+
+
+def test_a_model_pulled_under_two_names_is_not_said_to_have_run_out_before_it_has(store, policy):
+    other = Reference.parse("registry.example.com/team/other:v1")
+    rules = policy({"registry.example.com/**": "a"})
+    pulled(store, rules)
+    subject = pulled(store, rules, reference=other)
+    held = read_receipt(store, subject)
+    assert held is not None
+    assert held.verdict is not None
+    write_receipt(store, subject, Receipt(other, replace(held.verdict, valid_until=NOW + timedelta(days=1))))
+
+    assert require_trusted(store, other, subject, None, now=NOW).reference == other
+    with pytest.raises(PolicyRefusedError, match="there is no rule, and no key was given"):
+        require_trusted(store, V1, subject, None, now=NOW)

@@ -14,7 +14,16 @@ from fakes.registry import FakeRegistry
 from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError, RegistryRefusedError
 from modelpack.mirror import mirror
 from modelpack.oci.digest import Digest
-from modelpack.oci.manifest import EMPTY_CONFIG, Descriptor, Manifest, image_index, image_manifest
+from modelpack.oci.manifest import (
+    EMPTY_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    MAX_MANIFEST_SIZE,
+    Descriptor,
+    Manifest,
+    image_index,
+    image_manifest,
+)
 from modelpack.oci.target import read_whole
 from modelpack.progress import SILENT, Step
 from modelpack.registry.client import Repository, connect
@@ -287,6 +296,44 @@ def test_a_tag_with_as_many_signatures_as_anybody_reads_stays(here: FakeRegistry
     mirror(source, open_repository(there), source.resolve("v1"), tag="v1")
 
     assert there.tags["me/tiny", tag] == str(full.digest)
+
+
+def test_a_heap_of_signatures_does_not_push_out_the_one_that_was_there(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    payload = here.add_blob(b"payload")
+    there.add_blob(b"payload")
+    heap = [(payload, f"{number}") for number in range(120)]
+    here.add_manifest("me/tiny", signatures(*heap, (payload, "alice")), tag=tag)
+    there.add_manifest("me/tiny", signatures((payload, "alice")), tag=tag)
+    source = open_repository(here)
+
+    mirror(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert signed_with(there, tag)[0] == (payload.digest, "alice")
+    assert len(signed_with(there, tag)) == 100
+
+
+@pytest.mark.parametrize(
+    ("media_type", "raw"),
+    [(IMAGE_INDEX, image_index([]).raw), (IMAGE_MANIFEST, b" " * MAX_MANIFEST_SIZE + image_index([]).raw)],
+    ids=["an index", "too large"],
+)
+def test_what_cannot_be_signatures_at_the_target_hinders_no_copy(
+    here: FakeRegistry, there: FakeRegistry, media_type: str, raw: bytes
+) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    payload = here.add_blob(b"payload")
+    here.add_manifest("me/tiny", signatures((payload, "alice")), tag=tag)
+    there.tags["me/tiny", tag] = str(Digest.of(raw))
+    there.manifests["me/tiny", str(Digest.of(raw))] = (media_type, raw)
+    source = open_repository(here)
+
+    copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert there.tags["me/tiny", "v1"] == str(model.digest)
+    assert signed_with(there, tag) == [(payload.digest, "alice")]
 
 
 def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeRegistry, tmp_path: Path) -> None:

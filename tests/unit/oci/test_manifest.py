@@ -100,3 +100,10 @@ def test_a_descriptor_checks_size_before_digest():
 def test_a_digest_that_exists_is_well_formed(text):
     with pytest.raises(InvalidContentError):
         Digest(text)
+
+
+def test_only_layers_may_lie_elsewhere():
+    elsewhere = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    config, layer = Descriptor.of(b"config", elsewhere), Descriptor.of(b"layer", elsewhere)
+
+    assert image_manifest(config=config, layers=[layer, LAYER]).blobs == (config, LAYER)

@@ -1,4 +1,5 @@
 import base64
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from modelpack.errors import InvalidContentError, MalformedReferenceError, Regis
 from modelpack.oci.reference import Reference
 from modelpack.registry.address import Origin, locate, stay_at, without_query
 from modelpack.registry.client import connect
+from modelpack.registry.http import Transport
 from modelpack.registry.network import NetworkSettings
 from modelpack.registry.retry import Retries
 
@@ -69,6 +71,19 @@ HERE = Origin.of("https://registry.example")
 )
 def test_a_location_stays_at_the_registry_or_is_none_of_ours(location: str, url: str | None) -> None:
     assert stay_at(HERE, "https://registry.example/v2/a/blobs/uploads/", location) == url
+
+
+@pytest.mark.parametrize("host", ["h", "http", "https", "[::1]"])
+def test_a_registry_whose_name_lies_in_its_scheme_is_still_itself(host: str) -> None:
+    here = f"https://{host}"
+
+    assert stay_at(Origin.of(here), f"{here}/v2/", f"http://{host}/x?y=1") == f"{here}/x?y=1"
+
+
+def test_a_location_with_tabs_in_its_host_leads_to_no_other_host() -> None:
+    base = "https://registry.example/v2/"
+
+    assert stay_at(HERE, base, "http://\t\t\tregistry.example/v2/x") == "https://registry.example/v2/x"
 
 
 def test_a_registry_on_a_port_that_believes_it_speaks_http_is_still_itself() -> None:
@@ -163,3 +178,18 @@ def test_a_proxy_that_is_down_is_named_without_its_password() -> None:
         with pytest.raises(RegistryUnavailableError, match=r"the proxy for https?://registry\.test") as caught:
             registry.ping()
         assert "canary" not in str(caught.value)
+
+
+def test_nobody_behind_a_proxy_is_asked_for_tls_past_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> socket.socket:
+        asked.append(address[0])
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    transport = Transport(NetworkSettings(http_proxy="http://proxy:3128", no_proxy=("direct.test",)), "registry.test")
+
+    for host in ("registry.test", "direct.test"):
+        assert not transport.speaks_tls(Origin.of(f"http://{host}"))
+    assert asked == ["direct.test"]

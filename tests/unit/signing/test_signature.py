@@ -23,7 +23,7 @@ from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest, image_index, image_manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import write_whole
-from modelpack.signing import envelope, simple_signing
+from modelpack.signing import envelope, simple_signing, tagged
 from modelpack.signing.candidate import Rejection, Signature
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import SIGN_PREDICATE, find_signatures, sign
@@ -491,7 +491,7 @@ class Contended(MemoryRepository):
     """Another signer who read the tag before us writes it after we have looked whether ours is there."""
 
     stale: Digest | None = None
-    looks_until_then = 3
+    looks_until_then = 0
 
     def resolve(self, selector):
         if selector.endswith(".sig") and self.stale and self.tags.get(selector) != self.stale:
@@ -501,8 +501,11 @@ class Contended(MemoryRepository):
         return super().resolve(selector)
 
 
-def test_a_signature_that_a_signer_with_an_old_copy_overwrites_is_written_again():
+# Before we see that it stayed, and before we read it back.
+@pytest.mark.parametrize("looks_until_then", [1, 2])
+def test_a_signature_that_a_signer_with_an_old_copy_overwrites_is_written_again(looks_until_then):
     repository = Contended()
+    repository.looks_until_then = looks_until_then
     subject = repository.add_artifact()
     sign(repository, REFERENCE, subject, OTHER, signed_at=WHEN)
     tag = simple_signing.signature_tag(subject.digest)
@@ -513,3 +516,30 @@ def test_a_signature_that_a_signer_with_an_old_copy_overwrites_is_written_again(
     assert signed.written == ("bundle", "cosign-legacy")
     assert repository.stale is None, "the other signer came in between"
     assert len(repository.fetch_manifest(repository.resolve(tag)).layers) == 2
+
+
+class FillingUp(MemoryRepository):
+    """Others fill a tag up after it was looked at once."""
+
+    full: Digest | None = None
+
+    def resolve(self, selector):
+        descriptor = super().resolve(selector)
+        if selector.endswith(".sig") and self.full:
+            self.tags[selector], self.full = self.full, None
+        return descriptor
+
+
+def test_a_signature_that_finds_no_room_any_more_is_not_said_to_be_written():
+    repository = FillingUp()
+    subject = repository.add_artifact()
+    tag = simple_signing.signature_tag(subject.digest)
+    config, payload = repository.fetch_manifest(subject).blobs
+    for count in (tagged.MAX_TAG_LAYERS, 1):
+        layers = [replace(payload, annotations={"signature": str(number)}) for number in range(count)]
+        repository.put_manifest(image_manifest(config=config, layers=layers), tag=tag)
+        repository.full = repository.full or repository.tags[tag]
+
+    ours = Descriptor.of(b"ours", simple_signing.PAYLOAD_TYPE)
+    with pytest.raises(InvalidContentError, match="holds 100 signatures"):
+        tagged.append_layer(repository, tag, ours, b"ours")
