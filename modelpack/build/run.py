@@ -19,7 +19,7 @@ from modelpack.evidence.provenance import InputFile
 from modelpack.formats import FileKind, Model, ModelFile
 from modelpack.formats.facts import with_facts
 from modelpack.formats.licenses import spdx
-from modelpack.gguf_header import GGUFHeader
+from modelpack.gguf_header import ArraySummary, GGUFHeader
 from modelpack.gguf_shards import plan_shards, read_whole_header, shard_name, shard_paths, write_shards
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
@@ -237,8 +237,9 @@ def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progre
 
     Raises TokenizerMismatchError where it does not.
     """
-    pre = str(read_whole_header(base).metadata.get("tokenizer.ggml.pre"))
-    wanted = parity.expected(checkpoint, pre=pre)
+    metadata = read_whole_header(base).metadata
+    pre, tokens = str(metadata.get("tokenizer.ggml.pre")), metadata.get("tokenizer.ggml.tokens")
+    wanted = parity.expected(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)
     if pre in parity.CUT_AT_MARKS:
         progress.warn(
             f"llama.cpp splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and "

@@ -29,9 +29,10 @@ Hindi or Thai, accents that stand alone. Texts with such marks are not compared,
 Tokenized = list[tuple[str, list[int]]]
 
 
-def expected(checkpoint: Checkpoint, *, pre: str | None = None) -> Tokenized:
+def expected(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None = None) -> Tokenized:
     """Texts in many scripts, and the added tokens, with the ids that the checkpoint's own tokenizer gives them; special
-    tokens are not added where the text has none. ``pre`` is the name of the way to split text that llama.cpp was told.
+    tokens are not added where the text has none. ``pre`` is the name of the way to split text that llama.cpp was told,
+    ``rows`` the number of tokens that were written (by default as many as config.json says, or all).
 
     Empty where the checkpoint has no tokenizer that can be asked. Raises InvalidCheckpointError.
     """
@@ -39,7 +40,7 @@ def expected(checkpoint: Checkpoint, *, pre: str | None = None) -> Tokenized:
     if content is not None:
         tokenizer = load_tokenizer(content)
         tried = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
-        tried += _added_tokens(tokenizer, checkpoint.config.get("vocab_size"))
+        tried += _added_tokens(tokenizer, checkpoint.config.get("vocab_size") if rows is None else rows)
         with refusing_what_tokenizers_refuses():
             encoded = tokenizer.encode_batch(tried, add_special_tokens=False)
         return [(text, encoding.ids) for text, encoding in zip(tried, encoded, strict=True)]

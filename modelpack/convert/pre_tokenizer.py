@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from modelpack.convert.splitting import name_by_rule, refuse_unequal
-from modelpack.convert.vocabulary import steps
+from modelpack.convert.vocabulary import as_dict
 from modelpack.errors import InvalidCheckpointError
 
 MAX_GROWTH = 256
@@ -33,7 +33,9 @@ def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) ->
     tokenizer = load_tokenizer(tokenizer_json)
 
     def normalize(text: str) -> str:
-        result: str = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+        with refusing_what_tokenizers_refuses():
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            result: str = tokenizer.decode(ids, skip_special_tokens=False)
         # DeepSeek's added tokens are single bytes in GPT-2's alphabet, which are no text of their own.
         return text if "\ufffd" in result else result
 
@@ -76,21 +78,42 @@ def refusing_what_tokenizers_refuses() -> Iterator[None]:
 
 
 def check_growth(tokenizer: Mapping[str, Any]) -> None:
-    """Raises InvalidCheckpointError where normalizing would make much text of little, and tokenizers run out of memory.
+    """Raises InvalidCheckpointError where text would become much longer on its way to tokens and back, and tokenizers
+    run out of memory.
 
     A published tokenizer makes at most three characters of a space, and at most 18 of one of Unicode's ligatures.
     """
+    normalizers = as_dict(tokenizer.get("normalizer")).get("normalizers")
+    if any(as_dict(step).get("type") == "Sequence" for step in normalizers or ()):
+        raise InvalidCheckpointError("tokenizer.json's normalizer is a sequence of sequences")
     factor = 1
-    for step in steps(tokenizer, "normalizer"):
-        if step.get("type") == "Sequence":
-            raise InvalidCheckpointError("tokenizer.json's normalizer is a sequence of sequences")
-        for key in ("content", "prepend"):
-            factor *= max(1, len(str(step.get(key, ""))))
-        charsmap = step.get("precompiled_charsmap")
-        if isinstance(charsmap, str):
-            factor *= longest_replacement(base64.b64decode(charsmap))
-    if factor > MAX_GROWTH:
-        raise InvalidCheckpointError(f"tokenizer.json's normalizer may make {factor} characters of one")
+    for kind in ("normalizer", "pre_tokenizer", "decoder"):
+        for step in _every_step(as_dict(tokenizer.get(kind))):
+            factor *= _growth(step)
+            if factor > MAX_GROWTH:
+                raise InvalidCheckpointError(f"tokenizer.json's {kind} may make {factor} characters of one")
+
+
+def _every_step(step: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A step and those that it is made of."""
+    yield step
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        inner = step.get(key)
+        for one in inner if isinstance(inner, list) else ():
+            yield from _every_step(as_dict(one))
+
+
+def _growth(step: Mapping[str, Any]) -> int:
+    """How many characters a step may make of one."""
+    if step.get("type") == "ByteLevel":
+        return 2  # GPT-2's alphabet has a character for each byte, half of them of two bytes
+    charsmap = step.get("precompiled_charsmap")
+    replacement = longest_replacement(base64.b64decode(charsmap)) if isinstance(charsmap, str) else 1
+    pattern = as_dict(step.get("pattern"))
+    sought = (pattern.get("String"), step.get("suffix"), step.get("word_delimiter_token"))
+    # What is found between any two characters leaves them as they are, and adds to them.
+    is_additional = "Regex" in pattern or "" in sought
+    return max(replacement, len(str(step.get("content", ""))), len(str(step.get("prepend", "")))) + is_additional
 
 
 def longest_replacement(charsmap: bytes) -> int:

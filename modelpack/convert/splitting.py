@@ -54,7 +54,7 @@ def all_tokens_are_merged(tokenizer: Mapping[str, Any]) -> bool:
     """Whether each token is what its own characters are merged to, so that ``ignore_merges`` changes nothing."""
     from tokenizers import Tokenizer
 
-    model = {**as_dict(tokenizer.get("model")), "ignore_merges": False}
+    model = {**as_dict(tokenizer.get("model")), "ignore_merges": False, "dropout": None}
     bare = Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model})).model
     added = {entry.get("content") for entry in tokenizer.get("added_tokens") or () if isinstance(entry, dict)}
     return all(

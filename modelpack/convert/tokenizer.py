@@ -27,6 +27,7 @@ from modelpack.convert.vocabulary import (
 )
 from modelpack.errors import InvalidCheckpointError
 
+_ID_DIGITS = 10
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
@@ -38,6 +39,8 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
     processor = load_sentencepiece("tokenizer.model", model)
     table = read_pieces(processor, size)
     for token in user_defined_pieces(model):
+        if token >= min(processor.vocab_size(), table.size):
+            break
         text = processor.IdToPiece(token).replace(SPACE, " ")
         table.put(token, text, TokenType.USER_DEFINED, processor.GetScore(token))
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
@@ -48,7 +51,7 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
         if table.is_plain(entry["id"]):
             table.put_added(entry["id"], entry)
     for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
-        table.put_added(int(key) if key.isdecimal() else None, entry)
+        table.put_added(int(key) if key.isdecimal() and len(key) <= _ID_DIGITS else None, entry)
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said
@@ -100,12 +103,17 @@ def user_defined_pieces(model: bytes) -> list[int]:
     """Which pieces are taken out of a text before it is split, as ``</div>`` is in Gemma; the library does not tell.
 
     ``ModelProto.pieces`` is field 1, ``SentencePiece.type`` field 3 and USER_DEFINED 4 in sentencepiece_model.proto.
+    Raises InvalidCheckpointError.
     """
     marked = bytes([3 << 3, 4])
     if marked not in model:
         return []
-    pieces = [content for number, content in protobuf.parse(model) if number == 1]
-    return [token for token, piece in enumerate(pieces) if marked in piece and _kind_of(piece) == 4]
+    try:
+        # SentencePiece passes over a field of another type.
+        pieces = [content for number, content in protobuf.parse(model) if number == 1 and isinstance(content, bytes)]
+        return [token for token, piece in enumerate(pieces) if marked in piece and _kind_of(piece) == 4]
+    except ValueError as error:
+        raise InvalidCheckpointError(f"tokenizer.model is no SentencePiece model: {error}") from error
 
 
 def _kind_of(piece: bytes) -> int:

@@ -212,6 +212,13 @@ def test_other_spellings_of_a_rule_are_the_same_rule(tmp_path: Path, rule: dict[
     assert check_parity(trained(rule), tmp_path) == name
 
 
+def test_dropout_does_not_decide_whether_ignored_merges_make_a_difference() -> None:
+    document = trained(splits(QWEN2), ignore_merges=True)
+    document["model"]["dropout"] = 0.5
+
+    assert name_by_rule(document) == "qwen2"
+
+
 def test_merges_may_be_ignored_or_minded_where_that_makes_no_difference(tmp_path: Path) -> None:
     document = trained(splits(QWEN2), ignore_merges=True)
     assert name_by_rule(document) == "qwen2"

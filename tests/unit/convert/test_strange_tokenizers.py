@@ -146,6 +146,16 @@ def test_an_added_token_that_the_model_has_no_row_for_is_left_out(tmp_path: Path
     assert b"[PAD]" not in tokens
 
 
+def test_an_added_token_without_a_row_is_not_asked_for_where_config_json_is_silent(tmp_path: Path) -> None:
+    document = llama_like()
+    document["added_tokens"] += [added(512, "<tool>"), added(513, "<beyond>")]
+
+    texts = {text for text, _ in parity.expected(opened(tmp_path, document), rows=513)}
+
+    assert "<tool>" in texts
+    assert "<beyond>" not in texts
+
+
 @pytest.mark.llama
 def test_a_piece_that_is_called_as_our_holes_are_does_not_crash_llama_cpp(tmp_path: Path, gpt2_like: Json) -> None:
     known = gpt2_like["model"]["vocab"]
@@ -337,6 +347,49 @@ def test_a_normalizer_that_eats_memory_or_panics_is_refused(tmp_path: Path, norm
         parity.expected(checkpoint)
 
 
+BETWEEN = {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "x"}
+GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 300}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("decoder", {"type": "Sequence", "decoders": [GROWS] * 4}),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "Sequence", "decoders": [GROWS] * 2}] * 2}),
+        ("decoder", {**GROWS, "decoders": [], "precompiled_charsmap": ""}),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": ""}] * 40}),
+        ("normalizer", {"type": "Sequence", "normalizers": [BETWEEN] * 40}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+        ("pre_tokenizer", sequence(*[byte_level()] * 40)),
+    ],
+)
+def test_a_step_that_eats_memory_is_refused_wherever_it_is(
+    tmp_path: Path, gpt2_like: Json, kind: str, value: Json
+) -> None:
+    document = {**gpt2_like, kind: value}
+    document["added_tokens"] = [*document["added_tokens"], added(len(document["model"]["vocab"]), "aaaa")]
+
+    with pytest.raises(InvalidCheckpointError, match=f"{kind} may make \\d+ characters of one"):
+        byte_level_bpe(opened(tmp_path, document), None)
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "bert", "roberta", "xlm-roberta", "t5-encoder", "gemma"])
+def test_no_usual_tokenizer_is_taken_for_one_that_eats_memory(tmp_path: Path, name: str) -> None:
+    assert len(parity.expected(Checkpoint.open(write_checkpoint(name, tmp_path / "checkpoint")))) > 300
+
+
+def test_the_usual_steps_together_do_not_eat_memory(tmp_path: Path) -> None:
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    back = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    document = llama_like(
+        normalizer={"type": "Sequence", "normalizers": [spaces, PREPEND, REPLACE]},
+        decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
+    )
+
+    assert len(parity.expected(opened(tmp_path, document))) > 300
+
+
 @pytest.mark.parametrize("regex", [r"(?:\w*\s*)*\z!", "("])
 def test_a_regular_expression_that_never_ends_is_refused(tmp_path: Path, gpt2_like: Json, regex: str) -> None:
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
@@ -368,6 +421,42 @@ def test_a_json_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, content: b
 
 def test_brackets_in_strings_are_no_arrays() -> None:
     assert strict_json.parse_object(b'{"a": "[[[[\\"{{{", "b": ["]"]}', what="x") == {"a": '[[[["{{{', "b": ["]"]}
+
+
+MARKED = bytes([3 << 3, 4])  # a piece's type, USER_DEFINED
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        bytes([1 << 3, 7]),
+        bytes([1 << 3, 7]) + bytes([9 << 3 | 2, 2]) + MARKED,
+        bytes([1 << 3 | 1]) + MARKED * 4,
+        bytes([1 << 3 | 2, 5]) + MARKED + bytes([9 << 3 | 3, 3 << 3 | 4, 0]),
+        bytes([9 << 3 | 3, 9 << 3 | 4]) + MARKED,
+    ],
+    ids=["number", "number-and-mark", "fixed", "group-within", "group"],
+)
+def test_a_hostile_sentencepiece_model_is_read_or_refused_without_a_traceback(tmp_path: Path, tail: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((TINY / "tokenizer.model").read_bytes() + tail)
+    checkpoint = Checkpoint(tmp_path, {}, {}, parse_model_card(""))
+
+    with contextlib.suppress(InvalidCheckpointError):
+        vocabulary = sentencepiece(checkpoint, 512)
+        assert vocabulary is not None
+        assert len(vocabulary.tokens) == 512
+
+
+def test_an_added_token_whose_id_has_5000_digits_has_no_row(tmp_path: Path) -> None:
+    shutil.copy(TINY / "tokenizer.model", tmp_path)
+    settings = {"added_tokens_decoder": {"9" * 5000: added(0, "<far>"), "512": added(512, "<near>")}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    vocabulary = sentencepiece(Checkpoint(tmp_path, {}, {}, parse_model_card("")), 513)
+
+    assert vocabulary is not None
+    assert vocabulary.tokens[512] == b"<near>"
+    assert b"<far>" not in vocabulary.tokens
 
 
 @pytest.mark.parametrize("position", range(0, 400, 7))
