@@ -51,8 +51,8 @@ def evidence_of(
     }
 
 
-class CheckpointReading:
-    """Hashes the files of a checkpoint while the build works on them; a context manager that ends with the build."""
+class InputReading:
+    """Hashes what goes into a build while the build works on it; a context manager that ends with the build."""
 
     def __init__(self, plan: BuildPlan, progress: Progress) -> None:
         self._is_over = threading.Event()

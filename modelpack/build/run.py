@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelpack import hub, template
-from modelpack.build.evidence import CheckpointReading, read_inputs
+from modelpack.build.evidence import InputReading, read_inputs
 from modelpack.build.plan import BuildPlan, Variant
 from modelpack.convert import Checkpoint, parity
 from modelpack.converter import convert, converter_annotations
@@ -78,8 +78,9 @@ def run_build(
             checkpoint = Checkpoint.open(fetched)
             conversion = plan.converter.plan(checkpoint, plan.origin.name)
             plan = replace(plan, checkpoint=checkpoint, conversion=conversion)
-        # A hub's files are known by their digests; those of a folder are hashed while they are converted.
-        reading = stack.enter_context(CheckpointReading(plan, progress)) if plan.checkpoint else None
+        # Packaged as it is, a GGUF file is hashed on its way into the store; else inputs are while they are worked on.
+        is_packaged = plan.gguf and any(variant.quantization.name == plan.gguf_type for variant in plan.variants)
+        reading = None if is_packaged else stack.enter_context(InputReading(plan, progress))
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
             convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
