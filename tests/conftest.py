@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,10 @@ from modelpack import schemas
 
 DATA = Path(__file__).parent / "data"
 TINY_LLAMA = DATA / "tiny-llama"
+
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What would make a test depend on whose machine it runs on.
 _FOREIGN = ("MODELPACK_", "HF_", "XDG_", "DOCKER_", "REGISTRY_", "COSIGN_", "http_", "https_", "HTTP", "NO_", "no_")

@@ -392,15 +392,6 @@ class GivesUp:
         return SILENT.step(label, total=total, unit=unit)
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell that starts the tests in the background has them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_copy_ends_at_once(here: FakeRegistry, there: FakeRegistry) -> None:
     here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     here.fail("GET", "blobs", times=99, stall_after=1_000)
