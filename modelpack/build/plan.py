@@ -149,8 +149,10 @@ def plan_build(
     if converter.deep:
         raise UnsupportedError(f"a deep look is taken at a checkpoint's weights; {source.path} is a GGUF file")
     header = read_whole_header(source.path)
-    if split_size is not None and any(shard.file_size > split_size for shard in read_headers(source.path)[1:]):
-        raise InvalidInputError(f"{source.path.name} is split already, into shards larger than --split-max-size")
+    shards = read_headers(source.path)
+    is_packaged = not wanted or header.file_type in {quantization.name for quantization in wanted}
+    if split_size and is_packaged and len(shards) > 1 and max(shard.file_size for shard in shards) > split_size:
+        raise InvalidInputError(f"{source.path.name} is split already, into shards of more than {split_size} bytes")
     variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
     for variant in variants:
         if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):

@@ -69,6 +69,11 @@ def test_shards_from_elsewhere_are_packaged_as_they_are_and_quantized_from(model
     quantized = modelpack("build", folder / weights[0]["name"], "-t", "demo/small:v1", "--quant", "Q4_K_M", "--json")
     assert quantized.code == 0, quantized.stderr
     assert ask(modelpack, "demo/small:v1") == "The capital of France is Paris."
+    smaller = ("--split-max-size", "650K")
+    refused = modelpack("build", folder / weights[0]["name"], "-t", "demo/again:v2", *smaller)
+    assert (refused.code, "is split already, into shards of more than 650000 bytes" in refused.stderr) == (2, True)
+    requantized = modelpack("build", folder / weights[0]["name"], "-t", "demo/q:v1", "--quant", "Q4_K_M", *smaller)
+    assert requantized.code == 0, requantized.stderr
     (folder / weights[1]["name"]).unlink()
     broken = modelpack("build", folder / weights[0]["name"], "-t", "demo/broken:v1")
     assert (broken.code, weights[1]["name"] in broken.stderr) == (3, True)
