@@ -189,12 +189,17 @@ def _verify_trust(
 
 def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None = None) -> None:
     document = report.to_json() | {"attested": attested}
-    signers = ", ".join(signer["name"] for signer in document["trust"]["signers"]) or "nobody"
-    lines = [f"trust    ✓ signed by {signers}; rule {document['trust']['rule']}"]
+    verdict = report.verdict
+    if verdict and verdict.is_verified:
+        outcome = "verified"
+        lines = [f"trust    ✓ signed by {', '.join(one.name for one in verdict.signers)}; rule {verdict.rule}"]
+    else:
+        outcome = "not verified, and allowed"
+        lines = [f"trust    ! signed by nobody; {verdict.rule if verdict else 'made here'}"]
     if report.content:
         lines.append(f"content  ✓ {report.content.blobs} blobs, {human_size(report.content.size)}")
     if report.smoke:
         lines += smoke_lines(report.smoke)
     lines += attested_lines(attested)
-    lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
+    lines.append(f"{outcome if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
     app.answer(document, "\n".join(lines))

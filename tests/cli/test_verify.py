@@ -83,3 +83,31 @@ def test_a_model_that_is_missing_is_to_be_pulled(modelpack, key_pair):
         result = modelpack("verify", NAME, "--key", key_pair[1], *flags)
         assert result.code == 3
         assert f"modelpack pull {NAME}" in result.stderr
+
+
+def test_a_policy_that_lets_everything_in_verifies_nothing(modelpack, store, tmp_path):
+    put_cncf_model(store, NAME, WEIGHTS)
+    (tmp_path / "policy.toml").write_text('version = 1\n[default]\naction = "allow-unsigned"\n')
+
+    result = modelpack("verify", NAME, "--policy", tmp_path / "policy.toml", "--no-smoke")
+
+    assert result.code == 0, result.stderr
+    assert "signed by nobody; default: allow-unsigned" in result.stdout
+    assert "✓ signed" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("not verified, and allowed")
+
+
+def test_a_view_of_what_was_let_in_unverified_is_not_verified(modelpack, tiny_checkpoint, key_pair, tmp_path):
+    assert modelpack("build", tiny_checkpoint, "-t", NAME).code == 0
+    archive = f"oci-archive:{tmp_path / 'a.tar'}:v1"
+    elsewhere = ("--store", tmp_path / "elsewhere")
+    assert modelpack("copy", f"store:{NAME}", archive, "--insecure-skip-verify").code == 0
+    assert modelpack("copy", archive, f"store:{NAME}", "--insecure-skip-verify", *elsewhere).code == 0
+    made = modelpack("export-view", NAME, "--format", "slim", *elsewhere)
+    assert made.code == 0, made.stderr
+
+    result = modelpack("verify", f"{NAME}-slim", "--key", key_pair[1], "--no-smoke", *elsewhere)
+
+    assert result.code == 6
+    assert "it is not signed" in result.stderr
+    assert result.stdout == ""

@@ -10,7 +10,7 @@ from fakes.artifacts import put_cncf_model
 from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
-from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, write_receipt
+from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, standing, verify_again, write_receipt
 from modelpack.rollback import remember, require_no_rollback
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
@@ -207,6 +207,36 @@ def test_a_view_is_trusted_as_far_as_what_it_is_a_view_of(store, policy):
     store.remove(V1)
     with pytest.raises(PolicyRefusedError, match="no longer in the store"):
         require_trusted(store, name, view, allowed, now=NOW)
+
+
+def test_a_view_is_verified_again_as_what_it_is_a_view_of_and_by_this_policy(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+    name = Reference.parse(f"{V1}-slim")
+    view = put(store, name, weights=b"the same in another manifest")
+    write_receipt(store, view, Receipt(name, None, view_of=V1.with_digest(subject.digest)))
+
+    assert verify_again(store, name, view, policy({V1.name: "a"}), now=NOW).verdict.digest == subject.digest
+    with pytest.raises(InvalidSignatureError):
+        verify_again(store, name, view, policy({V1.name: "b"}), now=NOW)
+    # What came in unverified stays so, however it looks from here.
+    store.put_receipt(subject.digest, {
+        "reference": str(V1), "locked": False, "verdict": Verdict.skipped(V1, subject, now=NOW).to_json(),
+    })  # fmt: skip
+    assert require_trusted(store, name, view, policy({V1.name: "b"}), now=NOW).is_skipped
+    with pytest.raises(InvalidSignatureError):
+        verify_again(store, name, view, policy({V1.name: "b"}), now=NOW)
+
+
+def test_views_of_each_other_vouch_for_nothing(store, policy):
+    one, other = Reference.parse("one:v1"), Reference.parse("other:v1")
+    first, second = put(store, one, weights=b"1"), put(store, other, weights=b"2")
+    write_receipt(store, first, Receipt(one, None, view_of=other.with_digest(second.digest)))
+    write_receipt(store, second, Receipt(other, None, view_of=one.with_digest(first.digest)))
+
+    for judge in (require_trusted, verify_again):
+        with pytest.raises(PolicyRefusedError, match="without end"):
+            judge(store, one, first, policy({"one": "a"}), now=NOW)
+    assert standing(store, first) == "no"
 
 
 def test_what_was_built_here_stays_so_when_the_same_bytes_are_pulled(store, policy):
