@@ -179,7 +179,7 @@ def _verify_trust(
         if not bundles:
             _answer(app, VerifyReport(reference, descriptor, _judge_stored(app, stored, rules)))
             return
-    carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
+    carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE, pipe=True) for path in bundles]
     with refusing_download(reference, rules):
         verdict = check_trust(
             with_bundles(source, descriptor, carried), reference, descriptor, rules, now=datetime.now(UTC)
