@@ -34,7 +34,7 @@ def read_small_file(
             if pipe and kind in (stat.S_IFIFO, stat.S_IFSOCK) and _OPENED.fullmatch(str(path)):
                 os.set_blocking(descriptor, True)
             elif kind != stat.S_IFREG:
-                raise error(f"{path} is {_KINDS.get(kind, 'something else')}, not a file")
+                raise error(f"{path} cannot be read: it is {_KINDS.get(kind, 'something else')}, not a file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 content = file.read(limit + 1)
         finally:

@@ -21,6 +21,10 @@ _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 
 DEFAULT_TAG = "latest"
 
+_IMPLIED_PORTS = (":443", ":80")
+_DOCKER_HUB = "docker.io"
+_DOCKER_HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -67,6 +71,19 @@ class Reference:
     def name(self) -> str:
         """Registry and repository, without tag and digest: where signatures and policies speak of."""
         return f"{self.registry}/{self.repository}" if self.registry else self.repository
+
+    @property
+    def plain_name(self) -> str:
+        """``name`` in the one spelling of all that mean it: lower case, Docker Hub as ``docker.io``, no implied port.
+
+        What is decided by name must not depend on how somebody typed it.
+        """
+        if not self.registry:
+            return self.repository
+        host = self.registry.lower()
+        for port in _IMPLIED_PORTS:
+            host = host.removesuffix(port)
+        return f"{_DOCKER_HUB if host in _DOCKER_HUB_ALIASES else host}/{self.repository}"
 
     @property
     def selector(self) -> str:

@@ -134,6 +134,17 @@ class Rejection:
 Candidate = Signature | Rejection
 
 
+def text_annotations(document: Mapping[str, object]) -> Mapping[str, str]:
+    """Those that are text. Others put numbers and objects beside them (containers/image a timestamp, in-toto anything).
+
+    Raises InvalidContentError where one that we read is of another type: a time that is none is not no time.
+    """
+    for name, value in document.items():
+        if not isinstance(value, str) and (name.startswith(RESERVED_PREFIX) or name == REFERENCE_ANNOTATION):
+            raise InvalidContentError(f"{name} is {value!r:.60}, not text")
+    return MappingProxyType({name: value for name, value in document.items() if isinstance(value, str)})
+
+
 def signed_reference(reference: Reference) -> str:
     """What a signature made for ``reference`` is bound to: the tag that was named, else the repository alone."""
     return reference.name if reference.digest and not reference.tag else reference.tagged

@@ -32,14 +32,14 @@ def test_a_policy_is_a_file_and_nothing_is_waited_for(modelpack, signed, fifo, t
     in_policy = tmp_path / "policy.toml"
     in_policy.write_text('version = 1\n[keys.team]\npath = "fifo"\n')
     for flags, env, said in (
-        (("--policy", fifo), {}, "fifo is a pipe, not a file"),
-        ((), {"MODELPACK_POLICY": str(fifo)}, "fifo is a pipe, not a file"),
-        (("--policy", "/dev/zero"), {}, "/dev/zero is a device, not a file"),
-        (("--policy", "/dev/stdin"), {}, "/dev/stdin is a pipe, not a file"),
-        (("--policy", tmp_path / "folder"), {}, "folder is a folder, not a file"),
-        (("--policy", in_policy), {}, "fifo is a pipe, not a file"),
-        (("--key", fifo), {}, "fifo is a pipe, not a file"),
-        (("--key", "/dev/zero"), {}, "/dev/zero is a device, not a file"),
+        (("--policy", fifo), {}, "fifo cannot be read: it is a pipe, not a file"),
+        ((), {"MODELPACK_POLICY": str(fifo)}, "fifo cannot be read: it is a pipe, not a file"),
+        (("--policy", "/dev/zero"), {}, "/dev/zero cannot be read: it is a device, not a file"),
+        (("--policy", "/dev/stdin"), {}, "/dev/stdin cannot be read: it is a pipe, not a file"),
+        (("--policy", tmp_path / "folder"), {}, "folder cannot be read: it is a folder, not a file"),
+        (("--policy", in_policy), {}, "fifo cannot be read: it is a pipe, not a file"),
+        (("--key", fifo), {}, "fifo cannot be read: it is a pipe, not a file"),
+        (("--key", "/dev/zero"), {}, "/dev/zero cannot be read: it is a device, not a file"),
     ):
         result = modelpack("verify", NAME, "--no-smoke", *flags, env=env, stdin="version = 1\n")
         assert (result.code, result.stdout) == (2, ""), (flags, result.stderr)
@@ -55,7 +55,7 @@ def test_a_policy_is_a_file_and_nothing_is_waited_for(modelpack, signed, fifo, t
     ):
         result = modelpack(*command)
         assert result.code == 2, (command, result.stderr)
-        assert "fifo is a pipe, not a file" in result.stderr, command
+        assert "fifo cannot be read: it is a pipe, not a file" in result.stderr, command
 
 
 def test_a_key_may_come_from_a_pipe_of_the_shell(signed, modelpack, environment, key_pair):

@@ -109,6 +109,31 @@ def match_of(policy: Policy, reference: str) -> str | None:
     return rule.match if rule else None
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["docker.io/ai/x", "index.docker.io/ai/x", "registry-1.docker.io/ai/x", "DOCKER.io/ai/x", "docker.io:443/ai/x"],
+)
+def test_no_other_name_of_a_registry_leads_past_its_rule(directory, name):
+    policy = load(directory, SMALL.replace("ghcr.io/acme", "docker.io/ai") + '[default]\naction = "allow-unsigned"\n')
+
+    assert match_of(policy, f"{name}:v1") == "docker.io/ai/**"
+    assert match_of(policy, "docker.io.example.com/ai/x:v1") is None
+
+
+def test_a_rule_may_name_a_port(directory):
+    policy = load(directory, SMALL.replace("ghcr.io/acme", "ghcr.io:443/acme"))
+
+    assert match_of(policy, "ghcr.io:443/acme/x:v1") == "ghcr.io:443/acme/**"
+    assert match_of(policy, "ghcr.io/acme/x:v1") is None
+
+
+def test_where_looks_no_further_than_a_list_reaches(directory):
+    required = '[[rule.attestation]]\ntype = "https://x/y"\nsigners = ["acme"]\nwhere = { "a.%s" = 1 }\n'
+    for step, is_met in (("0", True), ("1", False), ("9" * 5000, False), ("-1", False)):
+        wanted = load(directory, SMALL + required % step).rules[0].attestations[0]
+        assert (wanted.fault({"a": [1]}) is None) == is_met, step[:5]
+
+
 def test_every_field_is_read(directory):
     (directory / "trusted_root.json").write_bytes(b"{}")
     policy = load(directory, FULL)
