@@ -218,5 +218,5 @@ def _promised(store: Store, reference: Reference, descriptor: Descriptor, held: 
     """
     if held is None or held.verdict is None or reference == held.reference:
         return reference
-    known = None if reference.digest else store.memory.recall(reference.tagged)
+    known = None if reference.digest else store.memory.recall(reference.plain_tagged)
     return reference if known and known.get("digest") == str(descriptor.digest) else held.reference

@@ -18,7 +18,7 @@ def require_no_rollback(store: Store, reference: Reference, verdict: Verdict) ->
     """Raise RollbackError where something newer than what ``verdict`` is about was verified as this tag before."""
     if reference.digest or not verdict.is_verified:
         return
-    known = store.memory.recall(reference.tagged)
+    known = store.memory.recall(reference.plain_tagged)
     if known is None or known.get("digest") == str(verdict.digest):
         return
     newest = _time_of(known, reference)
@@ -36,12 +36,12 @@ def remember(store: Store, reference: Reference, verdict: Verdict) -> None:
         return
     # A signer's clock that runs ahead must not lock everybody out until it is right.
     signed_at = min(verdict.signed_at, verdict.checked_at) if verdict.signed_at else None
-    known = store.memory.recall(reference.tagged)
+    known = store.memory.recall(reference.plain_tagged)
     if known and known.get("digest") == str(verdict.digest):
         # The same artifact again, perhaps with its newer signatures left out.
         signed_at = max(filter(None, (signed_at, _time_of(known, reference))), default=None)
     facts = {"digest": str(verdict.digest), "signedAt": rfc3339(signed_at) if signed_at else None}
-    store.memory.remember(reference.tagged, facts)
+    store.memory.remember(reference.plain_tagged, facts)
 
 
 def _time_of(known: object, reference: Reference) -> datetime | None:

@@ -95,6 +95,11 @@ class Reference:
         """``name:tag``, the form that signatures are bound to."""
         return f"{self.name}:{self.tag or DEFAULT_TAG}"
 
+    @property
+    def plain_tagged(self) -> str:
+        """``tagged`` in the one spelling of all that mean it."""
+        return f"{self.plain_name}:{self.tag or DEFAULT_TAG}"
+
     def with_tag(self, tag: str) -> "Reference":
         if not _TAG.fullmatch(tag):
             raise MalformedReferenceError(f"{tag!r} is not a tag")

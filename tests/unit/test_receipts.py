@@ -163,6 +163,9 @@ def test_what_is_older_than_what_was_verified_before_is_refused(store):
         require_no_rollback(store, V1, verdict_of(b"first", None))
     require_no_rollback(store, V1, verdict_of(b"third", NOW - HOUR))
     require_no_rollback(store, V1.with_tag("v0"), verdict_of(b"first", NOW - 2 * HOUR))
+    for name in ("REGISTRY.example.com", "registry.example.com:443"):
+        with pytest.raises(PolicyRefusedError, match="verified as this tag before"):
+            require_no_rollback(store, Reference.parse(f"{name}/team/tiny:v1"), verdict_of(b"first", NOW - 2 * HOUR))
 
 
 def test_the_same_artifact_with_its_newer_signatures_left_out_is_no_rollback_and_hides_nothing(store):

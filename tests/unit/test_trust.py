@@ -16,7 +16,7 @@ from modelpack.errors import (
     UnsignedError,
     UntrustedError,
 )
-from modelpack.oci.manifest import Descriptor, image_manifest
+from modelpack.oci.manifest import Descriptor, image_index, image_manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import write_whole
 from modelpack.policy import Policy
@@ -322,6 +322,32 @@ def test_weights_that_are_revoked_are_refused_under_any_manifest(repository, sub
 
     with pytest.raises(RevokedError, match=f"{weights} is revoked: backdoored"):
         check_trust(repository, V1, subject, rules, now=NOW)
+
+
+def test_what_is_revoked_is_refused_below_an_index_too(repository, subject, policy):
+    child = repository.fetch_manifest(subject)
+    inner = repository.put_manifest(image_index([child.descriptor]))
+    absent = Descriptor.of(b"{}", child.descriptor.media_type)
+    repository.put_manifest(image_index([inner, inner, absent]), tag="v2")
+    index = repository.resolve("v2")
+    sign(repository, V2, index, A, signed_at=WHEN)
+    assert check_trust(repository, V2, index, policy(), now=NOW).is_verified
+
+    for digest in (index.digest, inner.digest, child.digest, absent.digest, child.layers[0].digest):
+        with pytest.raises(RevokedError, match=f"{digest} is revoked"):
+            check_trust(repository, V2, index, policy(rest=f'[[revoked]]\ndigest = "{digest}"'), now=NOW)
+    elsewhere = policy(rest=f'[[revoked]]\ndigest = "sha256:{"0" * 64}"')
+    assert check_trust(repository, V2, index, elsewhere, now=NOW).is_verified
+
+
+def test_attack_6_an_index_that_lists_more_than_is_looked_through_is_refused(repository, subject, policy):
+    many = [Descriptor.of(str(number).encode(), subject.media_type) for number in range(1001)]
+    repository.put_manifest(image_index(many), tag="v2")
+    index = repository.resolve("v2")
+    sign(repository, V2, index, A, signed_at=WHEN)
+
+    with pytest.raises(PolicyRefusedError, match="more than 1000 manifests"):
+        check_trust(repository, V2, index, policy(rest=f'[[revoked]]\ndigest = "sha256:{"0" * 64}"'), now=NOW)
 
 
 def test_a_threshold_that_is_missed_says_who_counted_and_blames_no_attestation(repository, subject, policy):
