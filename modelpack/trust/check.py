@@ -93,7 +93,7 @@ def require_not_revoked(source: Source, reference: Reference, subject: Descripto
         descriptor = rest.pop()
         looked += 1
         if looked > _MAX_LISTED:
-            raise PolicyRefusedError(f"{reference} is refused: it lists more than {_MAX_LISTED} manifests to look through")
+            raise PolicyRefusedError(f"{reference} is refused: it lists more than {_MAX_LISTED} manifests")
         _require_no_revoked(reference, descriptor.digest, policy)
         try:
             manifest = source.fetch_manifest(descriptor)

@@ -349,6 +349,29 @@ def test_one_certificate_is_not_two_signers_nor_are_two_tags_of_one_workflow(
     assert len(check(repository, subject, rules).signers) == 2
 
 
+@pytest.mark.parametrize("ahead", [-120, 600])
+def test_a_log_entry_outside_of_the_certificates_time_vouches_for_nobody(
+    repository, subject, sigstore, keyless_policy, ahead
+):
+    sigstore.log_runs_ahead = ahead
+
+    # Signing reads back what it made, and so is the first to find it out.
+    with pytest.raises(InvalidSignatureError, match="keyless"):
+        sign_keyless(sigstore, repository, subject)
+
+    with pytest.raises(InvalidSignatureError) as caught:
+        check(repository, subject, keyless_policy(ci=RELEASE))
+    assert any("keyless" in reason for _, reason in caught.value.rejections)
+
+
+def test_a_certificate_that_has_run_out_since_it_signed_still_counts(repository, subject, sigstore, keyless_policy):
+    sigstore.log_runs_ahead = 500
+    sign_keyless(sigstore, repository, subject)
+
+    rules = keyless_policy(ci=RELEASE)
+    assert check_trust(repository, V1, subject, rules, now=NOW + timedelta(days=365)).is_verified
+
+
 def test_another_instance_of_sigstore_vouches_for_nobody(repository, subject, keyless_policy):
     with FakeSigstore() as another:
         sign_keyless(another, repository, subject)
