@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes.artifacts import put_cncf_model
 
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
+from modelpack.errors import InvalidContentError, InvalidSignatureError, PolicyRefusedError, UnsignedError
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
 from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, standing, verify_again, write_receipt
@@ -166,6 +166,25 @@ def test_what_is_older_than_what_was_verified_before_is_refused(store):
     for name in ("REGISTRY.example.com", "registry.example.com:443"):
         with pytest.raises(PolicyRefusedError, match="verified as this tag before"):
             require_no_rollback(store, Reference.parse(f"{name}/team/tiny:v1"), verdict_of(b"first", NOW - 2 * HOUR))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"signedAt": "2026-11-22T09:00:00Z"},
+        {"digest": "sha256:0", "signedAt": None},
+        {"digest": 5, "signedAt": None},
+        {"digest": f"sha256:{'0' * 64}"},
+        {"digest": f"sha256:{'0' * 64}", "signedAt": "yesterday"},
+    ],
+)
+def test_a_memory_that_says_nothing_is_not_taken_for_none(store, facts):
+    store.memory.remember(str(V1), facts)
+    verdict = verdict_of(b"first", NOW)
+
+    for look in (require_no_rollback, remember):
+        with pytest.raises(InvalidContentError, match="remembers about"):
+            look(store, V1, verdict)
 
 
 def test_the_same_artifact_with_its_newer_signatures_left_out_is_no_rollback_and_hides_nothing(store):
