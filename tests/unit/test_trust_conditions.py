@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,8 @@ from fakes.artifacts import put_cncf_model
 from fakes.sigstore import ISSUER, FakeSigstore, token
 from fakes.vectors import MemoryRepository
 
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
+from modelpack.errors import InvalidSignatureError, NotFoundError, PolicyRefusedError, UnsignedError
+from modelpack.mirror import mirror
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
 from modelpack.receipt import Receipt, require_trusted, write_receipt
@@ -20,7 +22,7 @@ from modelpack.signing.keyless import KeylessSigner
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
 from modelpack.store import Store
-from modelpack.trust import Attested, Signer, Verdict, check_trust
+from modelpack.trust import Attested, Signer, Verdict, check_trust, require_templates
 
 A, B, C = (PrivateKey.generate() for _ in range(3))
 V1 = Reference.parse("registry.example.com/team/tiny:v1")
@@ -479,3 +481,44 @@ def test_a_template_that_a_registry_hid_from_the_pull_is_found_before_it_is_load
 
     with pytest.raises(PolicyRefusedError, match="its chat template is"):
         require_trusted(store, V1, subject, policy(pin(PINNED)), now=NOW)
+
+
+class ShowsAnotherFirst:
+    """A registry that shows the header of other weights to whoever looks before the copy."""
+
+    def __init__(self, inner, shown):
+        self._inner, self._shown = inner, shown
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def read_blob(self, descriptor, *, offset=0):
+        if self._shown and descriptor.size == len(self._shown):
+            shown, self._shown = self._shown, b""
+            return nullcontext(iter([shown]))
+        return self._inner.read_blob(descriptor, offset=offset)
+
+
+def test_a_template_that_a_registry_hid_from_the_look_gets_no_tag_where_it_is_copied(tmp_path, policy):
+    hidden = PINNED.replace("messages", "massages")
+    repository, subject = templated(tmp_path, tokenizer__chat_template=hidden)
+    liar = ShowsAnotherFirst(repository, gguf({"tokenizer.chat_template": PINNED}))
+    rule = policy(pin(PINNED)).rules[0]
+    require_templates(liar, V1, subject, rule)
+    target = Store.open(tmp_path / "elsewhere").repository(V1.name)
+
+    def look(place):
+        require_templates(place, V1, subject, rule)
+
+    with pytest.raises(PolicyRefusedError, match="its chat template is"):
+        mirror(liar, target, subject, tag="v1", approve=look)
+    with pytest.raises(NotFoundError):
+        target.resolve("v1")
+    assert target.resolve(str(subject.digest)).digest == subject.digest
+
+    honest = Store.open(tmp_path / "honest")
+    put_cncf_model(honest, str(V1), gguf({"tokenizer.chat_template": PINNED}))
+    source = honest.repository(V1.name)
+    other = source.resolve("v1")
+    mirror(source, target, other, tag="v1", approve=lambda place: require_templates(place, V1, other, rule))
+    assert target.resolve("v1").digest == other.digest
