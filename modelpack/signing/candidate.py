@@ -45,6 +45,8 @@ class Claims:
         Raises InvalidContentError for a time that is none, and where name and annotation name two references.
         """
         annotated = annotations.get(REFERENCE_ANNOTATION)
+        if reference and annotated and annotated.startswith(f"{reference}:") and "/" not in annotated[len(reference) :]:
+            reference = annotated  # cosign names the repository by itself, and the tag where a person annotates it
         if reference and annotated and reference != annotated:
             raise InvalidContentError(f"signature names two references: {reference!r:.120} and {annotated!r:.120}")
         others = {
