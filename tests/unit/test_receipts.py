@@ -1,5 +1,6 @@
 """What run and serve ask first: whether what was promised at the pull still holds."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_the_models_that_a_key_signed_are_found(store, policy):
 
     assert [one.reference for one in signed_by(store, A.public)] == [V1]
     assert signed_by(store, B.public) == []
+
+
+def test_a_receipt_that_is_no_file_is_none_and_is_not_waited_for(store, policy):
+    rules = policy({V1.name: "a"})
+    subject = pulled(store, rules)
+    path = store.note_folders[0] / f"{subject.digest.hex}.json"
+    path.unlink()
+    os.mkfifo(path)
+
+    assert read_receipt(store, subject) is None
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert read_receipt(store, subject) is None
+    assert require_trusted(store, V1, subject, rules, now=NOW).verdict.is_verified
+    assert not path.is_symlink()
+
+
+def test_a_memory_that_is_no_file_may_have_held_a_warning(store):
+    os.mkfifo(store.root / "memory.json")
+
+    with pytest.raises(InvalidContentError, match="it is a pipe"):
+        require_no_rollback(store, V1, verdict_of(b"first", NOW))
 
 
 # The rollback guard
