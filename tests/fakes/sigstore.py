@@ -55,10 +55,11 @@ class FakeSigstore:
     """Runs while its context is open. ``log`` holds the bodies of the entries.
 
     Certificates hold from a minute before they are made to nine minutes after; ``log_runs_ahead`` is what the log's
-    clock, in seconds, says more than that of Fulcio.
+    clock, in seconds, says more than that of Fulcio. ``ca_until`` is when the trusted root stops believing Fulcio.
     """
 
     log_runs_ahead = 0
+    ca_until: datetime | None = None
 
     def __init__(self) -> None:
         self.ca, self.ct_key, self.log_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
@@ -100,7 +101,7 @@ class FakeSigstore:
                     "subject": {"organization": "example.com", "commonName": "fulcio"},
                     "uri": self.url,
                     "certChain": {"certificates": [{"rawBytes": b64(self.root.public_bytes(Encoding.DER))}]},
-                    "validFor": since,
+                    "validFor": {**since, "end": self.ca_until.isoformat()} if self.ca_until else since,
                 }
             ],
             "ctlogs": [log(self.ct_key)],

@@ -374,6 +374,23 @@ def test_a_certificate_that_has_run_out_since_it_signed_still_counts(repository,
     assert check_trust(repository, V1, subject, rules, now=NOW + timedelta(days=365)).is_verified
 
 
+@pytest.mark.parametrize(("ended", "is_believed"), [(timedelta(hours=-1), False), (timedelta(hours=1), True)])
+def test_a_certificate_authority_vouches_for_what_was_logged_while_it_was_believed(
+    repository, subject, sigstore, keyless_policy, tmp_path, ended, is_believed
+):
+    sign_keyless(sigstore, repository, subject)
+    sigstore.ca_until = datetime.now(UTC) + ended
+    (tmp_path / "root.json").write_text(json.dumps(sigstore.trusted_root()))
+    rules = keyless_policy(ci=RELEASE)
+
+    if is_believed:
+        assert check(repository, subject, rules).is_verified
+        return
+    with pytest.raises(InvalidSignatureError) as caught:
+        check(repository, subject, rules)
+    assert any("certificate authority was not believed at" in reason for _, reason in caught.value.rejections)
+
+
 def test_another_instance_of_sigstore_vouches_for_nobody(repository, subject, keyless_policy):
     with FakeSigstore() as another:
         sign_keyless(another, repository, subject)
