@@ -17,7 +17,9 @@ from modelpack.mirror import mirror
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
 from modelpack.receipt import Receipt, require_trusted, write_receipt
+from modelpack.signing import envelope, places
 from modelpack.signing.attestation import attest
+from modelpack.signing.candidate import rfc3339
 from modelpack.signing.keyless import KeylessSigner
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
@@ -152,6 +154,22 @@ def test_an_attestation_about_another_artifact_does_not_count(repository, subjec
     with pytest.raises(PolicyRefusedError) as caught:
         check(repository, subject, policy(wants()))
     assert any("another digest" in reason for _, reason in caught.value.rejections)
+
+
+def test_an_attestation_counts_until_it_expires(repository, subject, policy):
+    def attest_until(expires):
+        named = envelope.Subject({"sha256": subject.digest.hex}, str(V1), {"dev.modelpack.expires": rfc3339(expires)})
+        payload = envelope.statement([named], TEST_RESULT, {"result": "PASSED"})
+        unsigned = envelope.Envelope(payload, b"")
+        bundle = envelope.Bundle(replace(unsigned, signature=B.sign(unsigned.signed)), B.public.hint)
+        places.put_bundle(repository, subject, bundle, predicate_type=TEST_RESULT, created=None)
+
+    attest_until(NOW - timedelta(seconds=1))
+    with pytest.raises(PolicyRefusedError, match="it expired at 2026-11-22T09:59:59Z"):
+        check(repository, subject, policy(wants()))
+
+    attest_until(NOW + timedelta(hours=1))
+    assert check(repository, subject, policy(wants())).valid_until == NOW + timedelta(hours=1)
 
 
 def test_attestations_by_distinct_signers_meet_a_threshold_and_one_twice_does_not(repository, subject, policy):
