@@ -17,7 +17,7 @@ from modelpack.errors import (
 )
 from modelpack.oci.digest import Digest
 from modelpack.oci.reference import Reference
-from modelpack.policy import Policy, add_key_rule, glob
+from modelpack.policy import Policy, add_key_rule, glob, remove_signer, revoke_key
 from modelpack.schemas import violations
 from modelpack.signing.keys import PrivateKey, encrypt_private
 
@@ -538,6 +538,24 @@ def test_trust_add_does_not_mend_a_broken_policy(directory):
     with pytest.raises(MalformedPolicyError):
         add_key_rule(path, "new", PrivateKey.generate().public.pem, "x/**")
     assert path.read_text() == SMALL + "\nbroken"
+
+
+def test_a_policy_that_is_a_link_into_another_folder_is_edited_as_it_is_read(directory, tmp_path):
+    (tmp_path / "dotfiles").mkdir()
+    real = tmp_path / "dotfiles" / "policy.toml"
+    real.write_text("version = 1\n")
+    (tmp_path / "config").mkdir()
+    link = tmp_path / "config" / "policy.toml"
+    link.symlink_to(real)
+
+    add_key_rule(link, "acme", ACME.public.pem, "x/**")
+    assert Policy.load(link).keys["acme"].id == ACME.public.id
+    assert revoke_key(link, "acme").status == "revoked"
+    remove_signer(link, "acme")
+
+    assert link.is_symlink()
+    assert real.read_text().startswith("version = 1")
+    assert not Policy.load(link).keys
 
 
 def test_trust_add_follows_a_linked_policy(directory, tmp_path):
