@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from modelpack.oci.manifest import Descriptor
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.progress import SILENT, Progress
 from modelpack.store import Store
@@ -26,10 +27,11 @@ class BytesReport:
 
 
 class Rehash:
-    """Hashes the manifest, all that it names, and what was unpacked of it; a context manager.
+    """Hashes the manifest, all that it names or lists, and what was unpacked of it; a context manager.
 
     It begins when it is made, ``report`` waits for its end, and leaving the context stops what still goes on: nobody
-    needs the bytes of what turned out not to be trusted. Raises DigestMismatchError where the manifest is damaged.
+    needs the bytes of what turned out not to be trusted. Raises DigestMismatchError where a manifest is damaged,
+    NotFoundError where one is gone.
     """
 
     def __init__(
@@ -40,7 +42,8 @@ class Rehash:
         self._descriptor = descriptor
         self._progress = progress
         self._is_over = threading.Event()
-        self._blobs = self._repository.fetch_manifest(descriptor).blobs
+        self._manifests = self._fetch_manifests()
+        self._blobs = tuple({blob.digest: blob for one in self._manifests for blob in one.blobs}.values())
         self._pool = ThreadPoolExecutor(_THREADS)
         self._checks = self._begin(self._blobs)
 
@@ -53,7 +56,19 @@ class Rehash:
         for check in [*self._checks, *self._begin(more)]:
             check.result()
         blobs = (*self._blobs, *more)
-        return BytesReport(len(blobs) + 1, sum(blob.size for blob in blobs) + self._descriptor.size)
+        size = sum(blob.size for blob in blobs) + sum(len(one.raw) for one in self._manifests)
+        return BytesReport(len(blobs) + len(self._manifests), size)
+
+    def _fetch_manifests(self) -> tuple[Manifest, ...]:
+        """The artifact's own, and those that an index lists, however deep; each checked as it is read."""
+        found: dict[Digest, Manifest] = {}
+        rest = [self._descriptor]
+        while rest:
+            descriptor = rest.pop()
+            if descriptor.digest not in found:
+                found[descriptor.digest] = manifest = self._repository.fetch_manifest(descriptor)
+                rest += manifest.manifests
+        return tuple(found.values())
 
     def _begin(self, blobs: tuple[Descriptor, ...]) -> "list[Future[None]]":
         # The largest first, so that the threads end together.

@@ -9,6 +9,7 @@ import pytest
 from fakes.artifacts import put_cncf_model
 
 from modelpack.errors import DigestMismatchError, NotFoundError
+from modelpack.oci.manifest import image_index
 from modelpack.oci.reference import Reference
 from modelpack.rehash import BytesReport, Rehash
 from modelpack.store import Store
@@ -103,6 +104,23 @@ def test_a_blob_that_is_gone_is_told(store, manifest):
     store.blob_path(manifest.layers[0]).unlink()
     with rehash(store, manifest, Watched()) as reading, pytest.raises(NotFoundError):
         reading.report()
+
+
+def test_an_index_is_read_with_all_that_it_lists(store, manifest):
+    inner = image_index([manifest.descriptor])
+    repository = store.repository(NAME.name)
+    repository.put_manifest(inner)
+    index = image_index([inner.descriptor, manifest.descriptor])
+    repository.put_manifest(index, tag="all")
+
+    with rehash(store, index, Watched()) as reading:
+        assert reading.report().blobs == len(manifest.blobs) + 3
+    store.blob_path(manifest.layers[0]).unlink()
+    with rehash(store, index, Watched()) as reading, pytest.raises(NotFoundError):
+        reading.report()
+    store.blob_path(manifest.descriptor).unlink()
+    with pytest.raises(NotFoundError):
+        rehash(store, index, Watched())
 
 
 def test_the_interpreter_is_left_as_it_was(store, manifest):
