@@ -4,7 +4,7 @@ Copy tools that drop signatures say nothing, and it shows when somebody verifies
 hauler-dev/hauler#667).
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 
 from modelpack import transfer
 from modelpack.errors import CheckFailedError, NotFoundError
@@ -27,13 +27,19 @@ def mirror(
     tag: str | None,
     jobs: int = transfer.DEFAULT_JOBS,
     progress: Progress = SILENT,
+    approve: Callable[[Source], None] | None = None,
 ) -> CopyResult:
     """``transfer.copy`` with its referrers, then a look at the destination.
 
-    Raises CheckFailedError, naming them, when the destination does not list what the source does; besides that, what
-    ``transfer.copy`` raises.
+    ``approve`` looks at the destination, where every byte has been hashed by then, before the tag is set; what it
+    raises leaves the artifact there without one. Raises CheckFailedError, naming them, when the destination does not
+    list what the source does; besides that, what ``transfer.copy`` raises.
     """
-    result = transfer.copy(source, target, descriptor, tag=tag, jobs=jobs, progress=progress)
+    result = transfer.copy(source, target, descriptor, tag=None if approve else tag, jobs=jobs, progress=progress)
+    if approve:
+        approve(target)
+        if tag:
+            target.put_manifest(source.fetch_manifest(descriptor), tag=tag)
     missing = list(missing_referrers(source, target, descriptor, left=result.referrers_left))
     if missing:
         raise CheckFailedError(

@@ -20,6 +20,9 @@ from modelpack.signing.signature import find_signatures
 from modelpack.store import Store, StoredTag
 from modelpack.trust import Verdict, check_trust, require_not_revoked, require_templates
 
+_MAX_VIEWS = 8
+"""Of views, one of the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -90,8 +93,8 @@ def standing(store: Store, descriptor: Descriptor) -> str:
     receipt = read_receipt(store, descriptor)
     if receipt and receipt.view_of:
         try:
-            return standing(store, store.find(receipt.view_of).descriptor)
-        except NotFoundError:
+            receipt = read_receipt(store, _original(store, receipt.reference, receipt.view_of).descriptor)
+        except PolicyRefusedError:
             return "no"
     return receipt.summary if receipt else "no"
 
@@ -111,7 +114,8 @@ def require_trusted(
     if held and (held.is_built or (held.is_skipped and not (policy and policy.is_locked))):
         return held
     if held and held.view_of:
-        return _require_original(store, reference, held.view_of, policy, now=now)
+        original = _original(store, reference, held.view_of)
+        return require_trusted(store, original.reference, original.descriptor, policy, now=now)
     promised = _promised(store, reference, descriptor, held)
     if held and held.verdict and held.reference == promised and held.verdict.holds(policy, now=now):
         _require_own_rule(store, reference, promised, descriptor, policy, now=now, is_locked=held.is_locked)
@@ -136,11 +140,13 @@ def verify_again(
 ) -> Receipt:
     """Judge a stored artifact anew, by the signatures that lie in the store, as what it was pulled as. Writes nothing.
 
-    Raises UntrustedError.
+    A view is as good as what it is a view of. Raises UntrustedError.
     """
     held = read_receipt(store, descriptor)
     if held and held.view_of:
-        return _require_original(store, reference, held.view_of, policy, now=now)
+        require_not_revoked(store.repository(reference.name), reference, descriptor, policy)
+        original = _original(store, reference, held.view_of)
+        return verify_again(store, original.reference, original.descriptor, policy, now=now)
     promised = _promised(store, reference, descriptor, held)
     source = store.repository(promised.name)
     try:
@@ -170,17 +176,23 @@ def _require_own_rule(
         check_trust(store.repository(reference.name), reference, descriptor, policy, now=now, is_locked=is_locked)
 
 
-def _require_original(
-    store: Store, reference: Reference, original: Reference, policy: Policy | None, *, now: datetime
-) -> Receipt:
-    """A view may be used for as long as what it is a view of may be. Raises UntrustedError."""
-    try:
-        descriptor = store.find(original).descriptor
-    except NotFoundError as error:
-        raise PolicyRefusedError(
-            f"{reference} is a view of {original}, which is no longer in the store, so nothing vouches for it"
-        ) from error
-    return require_trusted(store, original, descriptor, policy, now=now)
+def _original(store: Store, reference: Reference, view_of: Reference) -> StoredTag:
+    """What a view, or a view of a view, was made from; it may be used for as long as that may be.
+
+    Raises PolicyRefusedError where that is gone, and for receipts that lead round in a circle.
+    """
+    for _ in range(_MAX_VIEWS):
+        try:
+            stored = store.find(view_of)
+        except NotFoundError as error:
+            raise PolicyRefusedError(
+                f"{reference} is a view of {view_of}, which is no longer in the store, so nothing vouches for it"
+            ) from error
+        held = read_receipt(store, stored.descriptor)
+        if held is None or held.view_of is None:
+            return stored
+        view_of = held.view_of
+    raise PolicyRefusedError(f"{reference} is a view of views without end, so nothing vouches for it")
 
 
 def signed_by(store: Store, key: PublicKey) -> list[StoredTag]:
@@ -206,5 +218,5 @@ def _promised(store: Store, reference: Reference, descriptor: Descriptor, held: 
     """
     if held is None or held.verdict is None or reference == held.reference:
         return reference
-    known = None if reference.digest else store.memory.recall(reference.tagged)
+    known = None if reference.digest else store.memory.recall(reference.plain_tagged)
     return reference if known and known.get("digest") == str(descriptor.digest) else held.reference

@@ -8,6 +8,7 @@ bound what that leaves open.
 from datetime import datetime
 
 from modelpack.errors import InvalidContentError, RollbackError
+from modelpack.oci.digest import Digest
 from modelpack.oci.reference import Reference
 from modelpack.signing.candidate import parse_rfc3339, rfc3339
 from modelpack.store import Store
@@ -18,14 +19,13 @@ def require_no_rollback(store: Store, reference: Reference, verdict: Verdict) ->
     """Raise RollbackError where something newer than what ``verdict`` is about was verified as this tag before."""
     if reference.digest or not verdict.is_verified:
         return
-    known = store.memory.recall(reference.tagged)
-    if known is None or known.get("digest") == str(verdict.digest):
+    known, newest = _recall(store, reference)
+    if known == verdict.digest:
         return
-    newest = _time_of(known, reference)
     if newest and (verdict.signed_at is None or verdict.signed_at < newest):
         when = f"was signed at {rfc3339(verdict.signed_at)}" if verdict.signed_at else "does not say when it was signed"
         raise RollbackError(
-            f"{reference} is refused: what the registry offers, {verdict.digest}, {when}, and {known['digest']}, "
+            f"{reference} is refused: what the registry offers, {verdict.digest}, {when}, and {known}, "
             f"signed at {rfc3339(newest)}, was verified as this tag before"
         )
 
@@ -36,17 +36,20 @@ def remember(store: Store, reference: Reference, verdict: Verdict) -> None:
         return
     # A signer's clock that runs ahead must not lock everybody out until it is right.
     signed_at = min(verdict.signed_at, verdict.checked_at) if verdict.signed_at else None
-    known = store.memory.recall(reference.tagged)
-    if known and known.get("digest") == str(verdict.digest):
+    known, newest = _recall(store, reference)
+    if known == verdict.digest:
         # The same artifact again, perhaps with its newer signatures left out.
-        signed_at = max(filter(None, (signed_at, _time_of(known, reference))), default=None)
+        signed_at = max(filter(None, (signed_at, newest)), default=None)
     facts = {"digest": str(verdict.digest), "signedAt": rfc3339(signed_at) if signed_at else None}
-    store.memory.remember(reference.tagged, facts)
+    store.memory.remember(reference.plain_tagged, facts)
 
 
-def _time_of(known: object, reference: Reference) -> datetime | None:
+def _recall(store: Store, reference: Reference) -> tuple[Digest | None, datetime | None]:
+    """What was verified as a tag before, and when it was signed. Raises InvalidContentError for what says neither."""
+    known = store.memory.recall(reference.plain_tagged)
+    if known is None:
+        return None, None
     try:
-        text = known["signedAt"]  # type: ignore[index]  # whatever is no mapping with a time is told below
-        return parse_rfc3339(text) if text else None
-    except (KeyError, TypeError, ValueError) as error:
+        return Digest(known["digest"]), parse_rfc3339(known["signedAt"]) if known["signedAt"] else None
+    except (KeyError, TypeError, ValueError, InvalidContentError) as error:
         raise InvalidContentError(f"what the store remembers about {reference} is malformed") from error

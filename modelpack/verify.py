@@ -11,20 +11,12 @@ from modelpack.engine.worker import WorkerOptions
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.progress import SILENT, Progress
+from modelpack.rehash import BytesReport
 from modelpack.smoke.report import SmokeReport
 from modelpack.smoke.run import smoke
 from modelpack.smoke.suite import Suite
 from modelpack.store import Store
 from modelpack.trust import Verdict
-from modelpack.unpack import find_unpacked
-
-
-@dataclass(frozen=True, slots=True)
-class BytesReport:
-    """How much was read again and found to be what the manifest promises."""
-
-    blobs: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +44,6 @@ class VerifyReport:
             "content": {"blobs": self.content.blobs, "bytes": self.content.size} if self.content else None,
             "smoke": self.smoke.to_json() if self.smoke else None,
         }
-
-
-def rehash(store: Store, reference: Reference, descriptor: Descriptor, *, progress: Progress = SILENT) -> BytesReport:
-    """Read every byte of a stored artifact again: the manifest and all that it names, and what was unpacked of it.
-
-    Raises DigestMismatchError, NotFoundError for a blob that is gone.
-    """
-    repository = store.repository(reference.name)
-    blobs = repository.fetch_manifest(descriptor).blobs
-    unpacked = find_unpacked(store, repository, descriptor)
-    if unpacked:
-        blobs += repository.fetch_manifest(unpacked.descriptor).blobs
-    for blob in blobs:
-        store.rehash(blob, progress=progress)
-    return BytesReport(len(blobs) + 1, sum(blob.size for blob in blobs) + descriptor.size)
 
 
 def run_smoke(

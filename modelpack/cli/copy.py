@@ -50,6 +50,8 @@ class Destination:
     reference: Reference | None = None
     is_store: bool = False
     finish: Callable[[], object] = lambda: None
+    is_written_at_end: bool = False
+    """Whether nothing can be looked at there before ``finish``."""
 
 
 @command("copy")
@@ -95,7 +97,15 @@ def copy(
         verdict = judge.judge_stored(app, origin.source, name, origin.descriptor)
     else:
         verdict = judge.judge(app, origin.source, name, origin.descriptor)
-    result = mirror(origin.source, there.target, origin.descriptor, tag=there.tag, jobs=jobs, progress=app.progress)
+    result = mirror(
+        origin.source,
+        there.target,
+        origin.descriptor,
+        tag=there.tag,
+        jobs=jobs,
+        progress=app.progress,
+        approve=None if origin.is_stored or there.is_written_at_end else judge.second_look(name, origin.descriptor),
+    )
     there.finish()
     if there.is_store and verdict and not origin.is_stored:
         keep_verdict(app, name, origin.descriptor, verdict)
@@ -152,6 +162,7 @@ def open_target(app: App, text: str, origin: Origin, *, plain_http: bool, rate_l
             builder.repository(),
             archived.tag or origin.tag,
             finish=lambda: builder.write(archived.path, progress=app.progress),
+            is_written_at_end=True,
         )
     if text.startswith("oci-layout:"):
         place = LayoutReference.parse(text)
@@ -215,27 +226,28 @@ def bundle() -> None:
 def bundle_save(app: App, references: tuple[str, ...], output: Path) -> None:
     """Write models of the store into one file, with their signatures and all that refers to them.
 
-    The file is an OCI image layout in an uncompressed tar; the same models give the same bytes. The public keys that
-    the policy trusts for them lie beside the layout under trust/, for a person to compare: load never believes them.
+    The file is an OCI image layout in an uncompressed tar; the same models give the same bytes. What the policy does
+    not allow is not saved. The public keys that it trusts for the rest lie beside the layout under trust/, for a person
+    to compare: load never believes them.
 
     \b
     modelpack bundle save registry.example.com/team/model:v1 -o model.tar
     """
     from modelpack.archive import ArchiveBuilder
-    from modelpack.cli.places import load_policy
     from modelpack.mirror import mirror
 
     builder = ArchiveBuilder()
+    judge = Judge.appoint(app, (), None, skip=False, allow_rollback=False)
     saved = []
     for text in references:
         stored = app.store.find(Reference.parse(text))
         source = app.store.repository(stored.reference.name)
+        judge.judge_stored(app, source, stored.reference, stored.descriptor)
         target = builder.repository(stored.reference.name)
         mirror(source, target, stored.descriptor, tag=_tag_of(stored.reference), jobs=1)
         saved.append(stored)
-    rules = load_policy(app)
-    if rules:
-        for name, content in _trust_files(rules, [stored.reference for stored in saved]).items():
+    if judge.rules:
+        for name, content in _trust_files(judge.rules, [stored.reference for stored in saved]).items():
             builder.add_file(f"trust/{name}", content)
     size = builder.write(output, progress=app.progress)
     document = {

@@ -69,7 +69,7 @@ def attest(
     uri = predicate_type(kind)
     try:
         said = strict_json.parse_object(
-            read_small_file(predicate, limit=attestation.MAX_PREDICATE_SIZE), what=str(predicate)
+            read_small_file(predicate, limit=attestation.MAX_PREDICATE_SIZE, pipe=True), what=str(predicate)
         )
     except InvalidContentError as error:
         raise InvalidInputError(str(error)) from error
@@ -127,7 +127,7 @@ def known_signers(app: App, keys: tuple[Path, ...]) -> "dict[str, PublicKey]":
     from modelpack.signing.keys import PublicKey
 
     if keys:
-        return {str(path): PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE)) for path in keys}
+        return {str(path): PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE, pipe=True)) for path in keys}
     policy = load_policy(app)
     return {name: one.key for name, one in policy.keys.items() if one.status != "revoked"} if policy else {}
 

@@ -1,5 +1,6 @@
 """Whether an artifact may go where a person sends it: the policy, the flags that have a say, and what is kept of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,22 @@ class Judge:
         else:
             app.progress.warn(f"{reference} is not verified ({verdict.rule})")
         return verdict
+
+    def second_look(self, reference: Reference, descriptor: Descriptor) -> "Callable[[Source], None] | None":
+        """What is to be asked again where something arrives, before it gets its tag; None where nothing is.
+
+        Chat templates lie in the weights, and what a registry shows of those before they are copied is not hashed.
+        """
+        rule = self.rules.rule_for(reference) if self.rules and not self.is_skipped else None
+        if rule is None or rule.templates is None:
+            return None
+
+        def look(place: "Source") -> None:
+            from modelpack.trust import require_templates
+
+            require_templates(place, reference, descriptor, rule)
+
+        return look
 
     def judge_stored(
         self, app: App, source: "Source", reference: Reference, descriptor: Descriptor

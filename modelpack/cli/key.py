@@ -126,7 +126,7 @@ def _open_token(app: App, uri: str, password_file: Path | None) -> "PrivateKey":
 
 def _known_password(app: App, file: Path | None) -> bytes | None:
     if file:
-        return read_small_file(file, limit=4096).rstrip(b"\r\n")
+        return read_small_file(file, limit=4096, pipe=True).rstrip(b"\r\n")
     environment = app.settings.environment
     return next(
         (environment[name].encode("utf-8", "surrogateescape") for name in _PASSWORDS if name in environment), None
@@ -145,8 +145,9 @@ def _read_key(app: App, place: str) -> tuple[bytes, int | None]:
             raise NotFoundError(f"there is no key in the environment variable {name}")
         return pem, None
     path = Path(place)
-    pem = read_small_file(path, limit=MAX_KEY_SIZE)
-    return pem, stat.S_IMODE(path.stat().st_mode)
+    pem = read_small_file(path, limit=MAX_KEY_SIZE, pipe=True)
+    status = path.stat()
+    return pem, stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
 
 
 def _is_loose(mode: int) -> bool:

@@ -1,12 +1,10 @@
 """The command group and the last line of defence: every way a command can end becomes an exit code here."""
 
-import difflib
 import importlib
 import json
 import os
 import signal
 import sys
-import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -78,6 +76,8 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
+            import difflib
+
             near = difflib.get_close_matches(cmd_name, [*COMMANDS, *ALIASES], n=1)
             suggestion = f" Did you mean {near[0]!r}?" if near else " See modelpack --help."
             raise click.UsageError(f"There is no command {cmd_name!r}.{suggestion}", ctx)
@@ -138,6 +138,8 @@ def main() -> NoReturn:
     except Exception as error:
         failure = failures.explain_os_error(error) if isinstance(error, OSError) else None
         if failure is None:
+            import traceback
+
             traceback.print_exc()
             failure = failures.Failure(
                 failures.BUG,

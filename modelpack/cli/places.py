@@ -131,7 +131,7 @@ def load_policy(
             SYSTEM_POLICY,
             settings.config_directory / "policy.toml",
             named=named,
-            keys=[PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE)) for path in keys],
+            keys=[PublicKey.load(read_small_file(path, limit=MAX_KEY_SIZE, pipe=True)) for path in keys],
             overridden_by=[what for what, is_said in said.items() if is_said],
         )
 

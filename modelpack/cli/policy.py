@@ -53,7 +53,7 @@ def explain(app: App, reference: str) -> None:
     wanted = Reference.parse(reference)
     found = load_policy(app) or Policy.empty()
     rule = found.rule_for(wanted)
-    others = [one.match for one in found.rules if one is not rule and one.matches(wanted.name)]
+    others = [one.match for one in found.rules if one is not rule and one.matches(wanted)]
     document = {
         "reference": str(wanted),
         "policy": str(found.path) if found.path else None,

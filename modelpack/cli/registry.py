@@ -305,7 +305,7 @@ _MAX_PASSWORD = 4096
 
 def _read_password(path: Path) -> str:
     try:
-        return read_small_file(path, limit=_MAX_PASSWORD).decode("utf-8").rstrip("\r\n")
+        return read_small_file(path, limit=_MAX_PASSWORD, pipe=True).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not UTF-8 text") from error
 

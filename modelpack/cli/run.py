@@ -256,7 +256,7 @@ def _api_key(app: App, path: Path | None) -> str | None:
             key.encode()
         return key or None
     with _utf8(str(path)):
-        key = read_small_file(path, limit=4096).decode().strip()
+        key = read_small_file(path, limit=4096, pipe=True).decode().strip()
     if not key:
         raise InvalidInputError(f"{path} holds no key")
     return key

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelpack.errors import InvalidInputError
+from modelpack.errors import InvalidInputError, NotFoundError
+from modelpack.small_file import read_small_file
 
+_MAX_SIZE = 1 << 20
 _TEXT_KEYS = ("store", "policy", "work_dir", "authfile", "ca_file", "progress")
 # Lists are only in the file: registries without TLS, and token servers that may get credentials of other sites.
 _HOST_LISTS = ("plain_http", "trusted_realms")
@@ -69,10 +71,10 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: str | N
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = read_small_file(path, limit=_MAX_SIZE).decode("utf-8")
+    except NotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InvalidInputError(f"cannot read {path}: {error}") from error
     try:
         document: dict[str, object] = tomllib.loads(text)

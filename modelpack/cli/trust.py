@@ -176,7 +176,7 @@ def open_keyless(app: App, trust_config: Path | None) -> "KeylessSigner":
     """The signer that the CI job is, after one line that says what becomes public."""
     from modelpack.signing.keyless import KeylessSigner, ambient_token
 
-    config = read_small_file(trust_config, limit=_MAX_TRUST_CONFIG) if trust_config else None
+    config = read_small_file(trust_config, limit=_MAX_TRUST_CONFIG, pipe=True) if trust_config else None
     signer = KeylessSigner(ambient_token(), config)
     app.progress.warn(signer.disclosure)
     return signer
@@ -234,7 +234,7 @@ def trust_add(app: App, name: str, public_key: Path, match: str) -> None:
     from modelpack.policy import add_key_rule
     from modelpack.signing.keys import PublicKey
 
-    pem = read_small_file(public_key, limit=MAX_KEY_SIZE)
+    pem = read_small_file(public_key, limit=MAX_KEY_SIZE, pipe=True)
     path = editable_policy(app.settings)
     add_key_rule(path, name, pem, match)
     identity = PublicKey.load(pem).id

@@ -14,9 +14,12 @@ from modelpack.oci.reference import Reference
 from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
-    from modelpack.oci.manifest import Descriptor
     from modelpack.oci.target import Source
     from modelpack.policy import Policy
+    from modelpack.rehash import BytesReport
+    from modelpack.signing.keys import PrivateKey
+    from modelpack.store import StoredTag
+    from modelpack.trust import Verdict
     from modelpack.verify import VerifyReport
 
 
@@ -64,13 +67,8 @@ def verify(
     modelpack verify registry.example.com/team/model:v1
     modelpack verify registry.example.com/any/artifact:v1 --trust-only --key cosign.pub
     """
-    from modelpack import verify as library
-    from modelpack.cli.key import load_private_key
-    from modelpack.cli.places import load_policy, open_remote
-    from modelpack.cli.refusal import refusing_use
     from modelpack.errors import InvalidInputError
-    from modelpack.policy import Policy
-    from modelpack.receipt import verify_again
+    from modelpack.rehash import Rehash
 
     request = SmokeRequest(**wanted_of_smoke)
     if trust_only and request.smoke_file:
@@ -81,47 +79,22 @@ def verify(
         raise InvalidInputError("--attest sends the report to the registry, which --local does not ask")
     if attest_key and (trust_only or no_smoke):
         raise InvalidInputError("--attest signs the smoke report, so the model has to be loaded")
-    private = load_private_key(app, attest_key, password_file) if attest_key is not None else None
     wanted = Reference.parse(reference)
-    rules = load_policy(app, keys, policy) or Policy.empty()
-    now = datetime.now(UTC)
+    if trust_only:
+        _verify_trust(app, wanted, keys, policy, bundles, local=local, plain_http=plain_http)
+        return
+    private = _private_key(app, attest_key, password_file) if attest_key is not None else None
     try:
         stored = app.store.find(wanted)
     except NotFoundError as error:
-        if not trust_only or local or wanted.registry is None:
-            error.add_note(f"modelpack pull {wanted} fetches it; --trust-only checks signatures in the registry")
-            raise
-        remote = open_remote(app, wanted, plain_http=plain_http)
-        descriptor = remote.resolve(wanted.selector)
-        _answer_trust(app, remote, wanted, descriptor, rules, bundles, now=now)
-        return
-    if bundles:
-        held = app.store.repository(stored.reference.name)
-        _answer_trust(app, held, stored.reference, stored.descriptor, rules, bundles, now=now)
-        return
-    with refusing_use(stored.reference, rules):
-        renewed = verify_again(app.store, stored.reference, stored.descriptor, rules, now=now)
-    report = library.VerifyReport(stored.reference, stored.descriptor, renewed.verdict)
-    if not trust_only:
-        content = library.rehash(app.store, stored.reference, stored.descriptor, progress=app.progress)
-        smoke = None
-        if not no_smoke:
-            smoke = library.run_smoke(
-                app.store,
-                stored.reference,
-                stored.descriptor,
-                request.suite(),
-                request.worker(),
-                progress=app.progress,
-            )
-        report = library.VerifyReport(
-            stored.reference,
-            stored.descriptor,
-            renewed.verdict,
-            content,
-            smoke,
-            missed_gpu=smoke is not None and request.is_missing_gpu(smoke),
-        )
+        _load_rules(app, keys, policy)  # a policy that has something against this has its say first
+        _advise_pull(error, wanted)
+        raise
+    with Rehash(app.store, stored.reference, stored.descriptor, progress=app.progress) as rehash:
+        # Everything else is imported and the signatures are judged meanwhile; a refusal waits for no hash.
+        verdict = _judge_stored(app, stored, _load_rules(app, keys, policy))
+        content = rehash.report()
+    report = _complete(app, stored, verdict, content, None if no_smoke else request)
     attested = None
     if private and report.smoke:
         place = (stored.reference, stored.descriptor)
@@ -131,37 +104,102 @@ def verify(
         require_passed(app, report.smoke, request)
 
 
-def _answer_trust(
+def _private_key(app: App, place: str, password_file: Path | None) -> "PrivateKey":
+    from modelpack.cli.key import load_private_key
+
+    return load_private_key(app, place, password_file)
+
+
+def _load_rules(app: App, keys: tuple[Path, ...], policy: Path | None) -> "Policy":
+    from modelpack.cli.places import load_policy
+    from modelpack.policy import Policy
+
+    return load_policy(app, keys, policy) or Policy.empty()
+
+
+def _advise_pull(error: NotFoundError, wanted: Reference) -> None:
+    error.add_note(f"modelpack pull {wanted} fetches it; --trust-only checks signatures in the registry")
+
+
+def _judge_stored(app: App, stored: "StoredTag", rules: "Policy") -> "Verdict | None":
+    from modelpack.cli.refusal import refusing_use
+    from modelpack.receipt import verify_again
+
+    with refusing_use(stored.reference, rules):
+        return verify_again(app.store, stored.reference, stored.descriptor, rules, now=datetime.now(UTC)).verdict
+
+
+def _complete(
+    app: App, stored: "StoredTag", verdict: "Verdict | None", content: "BytesReport", request: SmokeRequest | None
+) -> "VerifyReport":
+    """The whole report, after a smoke run where one is wanted."""
+    from modelpack.verify import VerifyReport, run_smoke
+
+    if request is None:
+        return VerifyReport(stored.reference, stored.descriptor, verdict, content)
+    smoke = run_smoke(
+        app.store, stored.reference, stored.descriptor, request.suite(), request.worker(), progress=app.progress
+    )
+    missed_gpu = request.is_missing_gpu(smoke)
+    return VerifyReport(stored.reference, stored.descriptor, verdict, content, smoke, missed_gpu=missed_gpu)
+
+
+def _verify_trust(
     app: App,
-    source: "Source",
-    reference: Reference,
-    descriptor: "Descriptor",
-    rules: "Policy",
+    wanted: Reference,
+    keys: tuple[Path, ...],
+    policy: Path | None,
     bundles: tuple[Path, ...],
     *,
-    now: datetime,
+    local: bool,
+    plain_http: bool,
 ) -> None:
-    """The signatures alone, those in files as well."""
+    """The signatures alone: in the store, else in the registry, and in files as well."""
+    from modelpack.cli.places import open_remote
     from modelpack.cli.refusal import refusing_download
     from modelpack.signing.carried import with_bundles
     from modelpack.signing.envelope import MAX_BUNDLE_SIZE
     from modelpack.trust import check_trust
     from modelpack.verify import VerifyReport
 
-    carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE) for path in bundles]
+    rules = _load_rules(app, keys, policy)
+    source: Source
+    try:
+        stored = app.store.find(wanted)
+    except NotFoundError as error:
+        if local or wanted.registry is None:
+            _advise_pull(error, wanted)
+            raise
+        reference = wanted
+        source = open_remote(app, wanted, plain_http=plain_http)
+        descriptor = source.resolve(wanted.selector)
+    else:
+        reference, descriptor = stored.reference, stored.descriptor
+        source = app.store.repository(reference.name)
+        if not bundles:
+            _answer(app, VerifyReport(reference, descriptor, _judge_stored(app, stored, rules)))
+            return
+    carried = [read_small_file(path, limit=MAX_BUNDLE_SIZE, pipe=True) for path in bundles]
     with refusing_download(reference, rules):
-        verdict = check_trust(with_bundles(source, descriptor, carried), reference, descriptor, rules, now=now)
+        verdict = check_trust(
+            with_bundles(source, descriptor, carried), reference, descriptor, rules, now=datetime.now(UTC)
+        )
     _answer(app, VerifyReport(reference, descriptor, verdict))
 
 
 def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None = None) -> None:
     document = report.to_json() | {"attested": attested}
-    signers = ", ".join(signer["name"] for signer in document["trust"]["signers"]) or "nobody"
-    lines = [f"trust    ✓ signed by {signers}; rule {document['trust']['rule']}"]
+    verdict = report.verdict
+    if verdict and verdict.is_verified:
+        outcome = "verified"
+        lines = [f"trust    ✓ signed by {', '.join(one.name for one in verdict.signers)}; rule {verdict.rule}"]
+    else:
+        outcome = "not verified, and allowed"
+        lines = [f"trust    ! signed by nobody; {verdict.rule if verdict else 'made here'}"]
     if report.content:
         lines.append(f"content  ✓ {report.content.blobs} blobs, {human_size(report.content.size)}")
     if report.smoke:
         lines += smoke_lines(report.smoke)
     lines += attested_lines(attested)
-    lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
+    lines.append(f"{outcome if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
     app.answer(document, "\n".join(lines))

@@ -15,7 +15,7 @@ from modelpack.evidence.tree import NO_SIGNERS, name_of
 from modelpack.formats import Model
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
-from modelpack.receipt import Receipt, read_receipt
+from modelpack.receipt import Receipt, read_receipt, standing
 from modelpack.signing.attestation import find_attestations
 from modelpack.signing.candidate import Attestation, Claims, Signature, rfc3339
 from modelpack.signing.keys import PublicKey
@@ -90,7 +90,7 @@ def why(
             found = [*(one for one in found if one.predicate != recorded), _Statement(recorded, _STORE)]
         return sorted(found, key=lambda one: one.voice.doubt)
 
-    author = _author(receipt, signatures, signers)
+    author = _author(signatures, signers, is_vouched=standing(store, subject) != "no")
     try:
         _, model = catalog.read_model(source, subject)
     except UnsupportedError:
@@ -114,14 +114,12 @@ def _voice_of(evidence: Signature | Attestation, signers: Mapping[str, PublicKey
     return Voice("said", f"the key SHA256:{evidence.hint}, as it says" if evidence.hint else "an unknown key")
 
 
-def _author(receipt: Receipt | None, signatures: Iterable[Signature], signers: Mapping[str, PublicKey]) -> Voice:
+def _author(signatures: Iterable[Signature], signers: Mapping[str, PublicKey], *, is_vouched: bool) -> Voice:
     """Who vouches for what the manifest says: whoever signed it, as far as that is known now or was at the pull."""
     voices = [voice for one in signatures if (voice := _voice_of(one, signers)).certainty == "signed"]
     if voices:
         return Voice("signed", ", ".join(sorted({voice.by for voice in voices})))
-    if receipt and (receipt.is_built or receipt.view_of or (receipt.verdict and receipt.verdict.is_verified)):
-        return _STORE
-    return _ARTIFACT
+    return _STORE if is_vouched else _ARTIFACT
 
 
 def _how_it_came(receipt: Receipt | None) -> list[Fact]:

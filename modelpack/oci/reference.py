@@ -21,6 +21,10 @@ _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 
 DEFAULT_TAG = "latest"
 
+_IMPLIED_PORTS = (":443", ":80")
+_DOCKER_HUB = "docker.io"
+_DOCKER_HUB_ALIASES = ("index.docker.io", "registry-1.docker.io")
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -69,6 +73,19 @@ class Reference:
         return f"{self.registry}/{self.repository}" if self.registry else self.repository
 
     @property
+    def plain_name(self) -> str:
+        """``name`` in the one spelling of all that mean it: lower case, Docker Hub as ``docker.io``, no implied port.
+
+        What is decided by name must not depend on how somebody typed it.
+        """
+        if not self.registry:
+            return self.repository
+        host = self.registry.lower()
+        for port in _IMPLIED_PORTS:
+            host = host.removesuffix(port)
+        return f"{_DOCKER_HUB if host in _DOCKER_HUB_ALIASES else host}/{self.repository}"
+
+    @property
     def selector(self) -> str:
         """What to resolve: the digest if there is one (it always wins), else the tag, else ``latest``."""
         return str(self.digest) if self.digest else self.tag or DEFAULT_TAG
@@ -77,6 +94,11 @@ class Reference:
     def tagged(self) -> str:
         """``name:tag``, the form that signatures are bound to."""
         return f"{self.name}:{self.tag or DEFAULT_TAG}"
+
+    @property
+    def plain_tagged(self) -> str:
+        """``tagged`` in the one spelling of all that mean it."""
+        return f"{self.plain_name}:{self.tag or DEFAULT_TAG}"
 
     def with_tag(self, tag: str) -> "Reference":
         if not _TAG.fullmatch(tag):

@@ -55,5 +55,8 @@ def choose_policy(
 def _load_if_there(path: Path) -> Policy | None:
     try:
         return Policy.load(path)
-    except NotFoundError:
+    except NotFoundError as error:
+        if path.is_symlink():
+            # Whoever laid the link wants a policy, which may have said that it is locked.
+            raise MalformedPolicyError(f"{path} is a link to a file that is not there") from error
         return None

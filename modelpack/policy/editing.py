@@ -47,7 +47,6 @@ def add_key_rule(path: Path, name: str, public_key_pem: bytes, match: str) -> No
     if fault:
         raise InvalidInputError(f"match {match!r:.120} {fault}")
     key = PublicKey.load(public_key_pem)
-    path = path.resolve()  # a linked policy stays linked
     key_path = path.parent / "keys" / f"{name}.pub"
     with _editing(path):
         content = _read(path) if path.exists() else text.SMALLEST_FILE
@@ -88,7 +87,6 @@ def revoke_key(path: Path, name: str) -> TrustedKey:
 
     Raises NotFoundError without the file or the key in it, InvalidInputError where the text is not plain enough.
     """
-    path = path.resolve()
     with _editing(path):
         content = _read(path)
         before = Policy.parse(content.encode(), path)
@@ -111,7 +109,6 @@ def remove_signer(path: Path, name: str) -> None:
     The file of the key stays. Raises NotFoundError without the file or the name in it, InvalidInputError where a rule
     could not be met any more or the text is not plain enough.
     """
-    path = path.resolve()
     with _editing(path):
         content = _read(path)
         before = Policy.parse(content.encode(), path)
@@ -139,8 +136,10 @@ def remove_signer(path: Path, name: str) -> None:
 @contextlib.contextmanager
 def _editing(path: Path) -> Iterator[None]:
     """One editor at a time: of two that read the same file, the later would undo the earlier's change."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locks.locked(path.parent / f".{path.name}.lock"):
+    real = path.resolve()
+    for folder in (path.parent, real.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locks.locked(real.parent / f".{real.name}.lock"):
         yield
 
 
@@ -155,7 +154,8 @@ def _write(path: Path, content: str, wanted: Policy, advice: str) -> None:
     # Whatever the text looked like, the file that replaces it must mean the old policy and this one change.
     if Policy.parse(content.encode(), path) != wanted:
         raise InvalidInputError(f"{path} is written in a way that cannot be edited; {advice}")
-    write_atomically(path, content.encode())
+    # A linked policy stays linked; its keys lie where it is read, beside the link.
+    write_atomically(path.resolve(), content.encode())
 
 
 def _with_key(policy: Policy, key: TrustedKey) -> Policy:

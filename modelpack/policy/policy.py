@@ -104,7 +104,7 @@ class Policy:
 
     def rule_for(self, reference: Reference) -> Rule | None:
         """The most specific rule whose ``match`` fits the repository, whatever its place in the file."""
-        fitting = [rule for rule in self.rules if rule.matches(reference.name)]
+        fitting = [rule for rule in self.rules if rule.matches(reference)]
         return max(fitting, key=lambda rule: rule.specificity, default=None)
 
     @property

@@ -18,6 +18,7 @@ Scalar = str | int | bool
 _AGE = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_INDEX = re.compile(r"[0-9]{1,9}", re.ASCII)
 _PATH = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
 
@@ -135,14 +136,15 @@ class Rule:
             "attestations": sorted((one.facts for one in self.attestations), key=str),
         }
 
-    def matches(self, name: str) -> bool:
-        return glob.matches(self.match, name)
+    def matches(self, reference: Reference) -> bool:
+        return any(glob.matches(self.match, name) for name in (reference.name, reference.plain_name))
 
     def signed_as(self, reference: Reference) -> str:
         """The name, ``registry/repository``, under which this repository's artifacts were signed."""
         if self.signed_prefix is None:
             return reference.name
-        return self.signed_prefix + reference.name[len(self._prefix) :]
+        name = reference.name if glob.matches(self.match, reference.name) else reference.plain_name
+        return self.signed_prefix + name[len(self._prefix) :]
 
     @property
     def _prefix(self) -> str:
@@ -217,7 +219,7 @@ def _look(predicate: object, path: str) -> object:
     for step in path.split("."):
         if isinstance(predicate, Mapping):
             predicate = predicate.get(step)
-        elif isinstance(predicate, list) and step.isascii() and step.isdigit() and int(step) < len(predicate):
+        elif isinstance(predicate, list) and _INDEX.fullmatch(step) and int(step) < len(predicate):
             predicate = predicate[int(step)]
         else:
             return None

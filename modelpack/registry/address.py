@@ -81,9 +81,13 @@ def locate(registry: str, *, plain_http: bool = False, encrypted_loopback: bool 
 def stay_at(origin: Origin, base: str, location: str) -> str | None:
     """``location`` resolved against ``base``, with its query as it stands, if it is at ``origin``; None if not.
 
-    Proxies that end TLS often let a registry answer ``http://`` for itself: such a location is read as ours.
+    Proxies that end TLS often let a registry answer ``http://`` for itself: such a location is read as ours. Raises
+    InvalidContentError for a location that is none.
     """
-    url = urljoin(base, location)
+    try:
+        url = urljoin(base, location)
+    except ValueError as error:
+        raise InvalidContentError(f"not a URL: {_printable(location)}") from error
     there = Origin.of(url)
     if there == origin:
         return url

@@ -45,6 +45,8 @@ class Claims:
         Raises InvalidContentError for a time that is none, and where name and annotation name two references.
         """
         annotated = annotations.get(REFERENCE_ANNOTATION)
+        if reference and annotated and annotated.startswith(f"{reference}:") and "/" not in annotated[len(reference) :]:
+            reference = annotated  # cosign names the repository by itself, and the tag where a person annotates it
         if reference and annotated and reference != annotated:
             raise InvalidContentError(f"signature names two references: {reference!r:.120} and {annotated!r:.120}")
         others = {
@@ -132,6 +134,17 @@ class Rejection:
 
 
 Candidate = Signature | Rejection
+
+
+def text_annotations(document: Mapping[str, object]) -> Mapping[str, str]:
+    """Those that are text. Others put numbers and objects beside them (containers/image a timestamp, in-toto anything).
+
+    Raises InvalidContentError where one that we read is of another type: a time that is none is not no time.
+    """
+    for name, value in document.items():
+        if not isinstance(value, str) and (name.startswith(RESERVED_PREFIX) or name == REFERENCE_ANNOTATION):
+            raise InvalidContentError(f"{name} is {value!r:.60}, not text")
+    return MappingProxyType({name: value for name, value in document.items() if isinstance(value, str)})
 
 
 def signed_reference(reference: Reference) -> str:

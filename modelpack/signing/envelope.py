@@ -11,6 +11,7 @@ from typing import Any
 
 from modelpack.errors import InvalidContentError, UnsupportedError
 from modelpack.oci import strict_json
+from modelpack.signing.candidate import text_annotations
 from modelpack.signing.strict_base64 import decode_base64
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -199,10 +200,13 @@ def _parse_subject(document: object) -> Subject:
     _no_lookalikes(document, ("name", "digest", "annotations"), "subject")
     digests = _object(document, "digest", "subject")
     _no_lookalikes(digests, ("sha256", "sha512"), "digest")
+    annotations = document.get("annotations") or {}
+    if not isinstance(annotations, dict):
+        raise InvalidContentError("statement has a subject with annotations that are not an object")
     return Subject(
         digests=_strings(digests, "digest"),
         name=_text(document, "name", "subject", default="") or None,
-        annotations=_strings(document.get("annotations") or {}, "subject annotations"),
+        annotations=text_annotations(annotations),
     )
 
 

@@ -9,7 +9,7 @@ https://github.com/sigstore/architecture-docs/blob/main/client-spec.md
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import resources
 from types import MappingProxyType, ModuleType
@@ -22,7 +22,7 @@ from modelpack.oci.reference import Reference
 from modelpack.oci.target import Target
 from modelpack.signing import envelope, places
 from modelpack.signing.attestation import attestation_statement, check_attestable, find_attestations
-from modelpack.signing.candidate import Claims, Evidence, Rejection, signed_reference
+from modelpack.signing.candidate import Claims, Evidence, Rejection, rfc3339, signed_reference
 from modelpack.signing.signature import SIGN_PREDICATE, find_signatures
 
 PUBLIC_INSTANCE = "https://tuf-repo-cdn.sigstore.dev"
@@ -72,6 +72,7 @@ class KeylessVerifier:
         try:
             bundle = models.Bundle.from_json(evidence.certified)
             payload_type, payload = verifier.verify_dsse(bundle, _Anybody())
+            self._require_believed_authority(bundle)
             identity = _identity_of(bundle.signing_certificate)
         except Exception as error:  # a stranger's bytes went in, and whatever comes out but a yes is a no
             raise InvalidSignatureError(f"keyless: {_reason(error)}") from error
@@ -80,13 +81,34 @@ class KeylessVerifier:
             raise InvalidSignatureError("keyless: what was verified is not what was read")
         return identity
 
+    def _require_believed_authority(self, bundle: Any) -> None:
+        """Raise ValueError unless a certificate authority that was believed when this was logged has certified it.
+
+        sigstore-python 4.5 holds ``validFor`` against timestamps, and not against what Rekor's first version says.
+        """
+        entry = bundle.log_entry._inner
+        if not (entry.integrated_time and entry.inclusion_promise):
+            return
+        at = datetime.fromtimestamp(entry.integrated_time, UTC)
+        for authority in self._root.certificate_authorities:
+            end = authority.valid_for.end
+            if authority.valid_for.start <= at and (end is None or at <= end):
+                chain = authority.cert_chain.certificates
+                if any(_has_issued(one.raw_bytes, bundle.signing_certificate) for one in chain):
+                    return
+        raise ValueError(f"its certificate authority was not believed at {rfc3339(at)}")
+
+    @cached_property
+    def _root(self) -> Any:
+        content = _public_root() if self._trusted_root is None else self._trusted_root
+        return _sigstore_models("trustroot.v1").TrustedRoot.from_json(content)
+
     @cached_property
     def _verifier(self) -> Any:
         models, verify = _sigstore("models"), _sigstore("verify")
-        inner = _sigstore_models("trustroot.v1")
-        content = _public_root() if self._trusted_root is None else self._trusted_root
+        _sigstore_models("trustroot.v1")
         try:
-            return verify.Verifier(trusted_root=models.TrustedRoot(inner.TrustedRoot.from_json(content)))
+            return verify.Verifier(trusted_root=models.TrustedRoot(self._root))
         except Exception as error:  # pydantic's, sigstore's and cryptography's own, none of which is ours to name
             raise InvalidInputError(f"the trusted root cannot be used: {_reason(error)}") from error
 
@@ -224,6 +246,17 @@ def _public_root() -> bytes:
         return resources.files("sigstore").joinpath("_store", name, "trusted_root.json").read_bytes()
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise UnsupportedError("this version of sigstore's package brings no trusted root along") from error
+
+
+def _has_issued(der: bytes, certificate: Any) -> bool:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(x509.load_der_x509_certificate(der))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _identity_of(certificate: Any) -> CertifiedIdentity:

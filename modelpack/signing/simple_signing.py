@@ -7,12 +7,12 @@ really writes, and containers/image reads exactly these fields.
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from modelpack.errors import InvalidContentError, UnsupportedError
 from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
+from modelpack.signing.candidate import text_annotations
 from modelpack.signing.strict_base64 import decode_base64
 
 PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -64,9 +64,7 @@ class Payload:
         optional = document.get("optional")
         if optional is not None and not isinstance(optional, dict):
             raise InvalidContentError("payload has an 'optional' that is not an object")
-        # Others put numbers here (containers/image a timestamp): they are signed, but no annotations.
-        strings = {name: text for name, text in (optional or {}).items() if isinstance(text, str)}
-        return cls(reference, Digest(digest), MappingProxyType(strings))
+        return cls(reference, Digest(digest), text_annotations(optional or {}))
 
     def to_bytes(self) -> bytes:
         return strict_json.canonical(

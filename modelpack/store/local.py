@@ -187,10 +187,21 @@ class Store:
                 f"the store {self.root} cannot be written to, and a model of several files needs links in it first"
             ) from error
 
-    def rehash(self, descriptor: Descriptor, *, progress: Progress = SILENT) -> None:
-        """Read every byte of a blob again. Raises NotFoundError, DigestMismatchError."""
+    def rehash(
+        self,
+        descriptor: Descriptor,
+        *,
+        progress: Progress = SILENT,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Read every byte of a blob again. Raises NotFoundError, DigestMismatchError, and what ``on_bytes`` raises."""
         with progress.step(f"checking {descriptor.digest.short}", total=descriptor.size) as step:
-            self.blobs.check(descriptor, on_bytes=step.advance)
+
+            def tell(count: int) -> None:
+                on_bytes(count)
+                step.advance(count)
+
+            self.blobs.check(descriptor, on_bytes=tell)
 
     # Bringing things in
 

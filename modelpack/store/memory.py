@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidContentError
+from modelpack.errors import InvalidContentError, InvalidInputError, NotFoundError
 from modelpack.oci import strict_json
+from modelpack.small_file import read_small_file
 from modelpack.store import locks
 
 _MAX_SIZE = 64 << 20
@@ -36,10 +37,9 @@ class Memory:
 
     def _read(self) -> dict[str, Any]:
         try:
-            with self._path.open("rb") as file:
-                raw = file.read(_MAX_SIZE + 1)
-        except FileNotFoundError:
+            raw = read_small_file(self._path, limit=_MAX_SIZE)
+        except NotFoundError:
             return {}
-        if len(raw) > _MAX_SIZE:
-            raise InvalidContentError(f"{self._path} is longer than {_MAX_SIZE} bytes")
+        except InvalidInputError as error:
+            raise InvalidContentError(str(error)) from error
         return strict_json.parse_object(raw, what=str(self._path))

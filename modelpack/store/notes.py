@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidContentError
+from modelpack.errors import InvalidContentError, InvalidInputError, NotFoundError
 from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
+from modelpack.small_file import read_small_file
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ class Notes:
     def read(self, digest: Digest) -> dict[str, Any] | None:
         """None when there is none, or when it cannot be read."""
         try:
-            with self._path(digest).open("rb") as file:
-                return strict_json.parse_object(file.read(_MAX_SIZE), what=f"{self._kind} of {digest}")
-        except FileNotFoundError:
+            content = read_small_file(self._path(digest), limit=_MAX_SIZE)
+            return strict_json.parse_object(content, what=f"{self._kind} of {digest}")
+        except NotFoundError:
             return None
-        except InvalidContentError as error:
+        except (InvalidInputError, InvalidContentError) as error:
             _log.warning("%s; it counts as none", error)
             return None
 

@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 
 from modelpack.errors import (
     InvalidSignatureError,
+    NotFoundError,
     PolicyRefusedError,
     RevokedError,
     UnsignedError,
     UnsupportedError,
     UntrustedError,
 )
+from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import Source
@@ -21,6 +23,9 @@ from modelpack.trust.conditions import first_of, require_attested, require_licen
 from modelpack.trust.judge import Counted, Judge, claims_fault, is_about
 from modelpack.trust.templates import require_templates
 from modelpack.trust.verdict import Attested, Verdict
+
+# Manifests under one index; a model has a few variants and platforms.
+_MAX_LISTED = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +80,37 @@ def check_trust(
 
 
 def require_not_revoked(source: Source, reference: Reference, subject: Descriptor, policy: Policy) -> None:
-    """Raise RevokedError where the policy revokes the artifact, or a blob of it under whatever manifest."""
+    """Raise RevokedError where the policy revokes the artifact, what it lists, or a blob of either.
+
+    Raises PolicyRefusedError for an index that lists more than are looked through.
+    """
     if not policy.revoked:
         return
-    for digest in (subject.digest, *(blob.digest for blob in source.fetch_manifest(subject).blobs)):
-        if digest in policy.revoked:
-            reason = policy.revoked[digest]
-            raise RevokedError(f"{reference} is refused: {digest} is revoked{f': {reason}' if reason else ''}")
+    looked = 0
+    rest = [subject]
+    seen = {subject.digest}
+    while rest:
+        descriptor = rest.pop()
+        looked += 1
+        if looked > _MAX_LISTED:
+            raise PolicyRefusedError(f"{reference} is refused: it lists more than {_MAX_LISTED} manifests")
+        _require_no_revoked(reference, descriptor.digest, policy)
+        try:
+            manifest = source.fetch_manifest(descriptor)
+        except NotFoundError:
+            if descriptor is subject:
+                raise
+            continue  # an index may list what its repository does not have
+        for blob in (*([manifest.config] if manifest.config else []), *manifest.layers):
+            _require_no_revoked(reference, blob.digest, policy)
+        rest += [child for child in manifest.manifests if child.digest not in seen]
+        seen.update(child.digest for child in manifest.manifests)
+
+
+def _require_no_revoked(reference: Reference, digest: Digest, policy: Policy) -> None:
+    if digest in policy.revoked:
+        reason = policy.revoked[digest]
+        raise RevokedError(f"{reference} is refused: {digest} is revoked{f': {reason}' if reason else ''}")
 
 
 def _by_default(reference: Reference, subject: Descriptor, policy: Policy, now: datetime) -> Verdict:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsupportedError
+from modelpack.errors import InvalidSignatureError, MalformedReferenceError, PolicyRefusedError, UnsupportedError
 from modelpack.oci.reference import DEFAULT_TAG, Reference
 from modelpack.policy import Identity, Policy, Rule, TrustedKey, TrustedSigner
 from modelpack.signing.candidate import Claims, Evidence, rfc3339
@@ -99,30 +99,37 @@ def is_about(claims: Claims, reference: Reference) -> bool:
     """
     if claims.reference is None or (reference.digest and not reference.tag):
         return True
-    tag = _split_tag(claims.reference)[1]
+    tag = _split(claims.reference)[1]
     return tag is None or tag == (reference.tag or DEFAULT_TAG)
 
 
 def _reference_fault(signed: str | None, name: str, wanted: Reference) -> str | None:
     # Who asks for a digest alone names no tag, so only the repository can be compared.
     is_tag_named = wanted.tag is not None or wanted.digest is None
+    tagged = f"{name}:{wanted.tag or DEFAULT_TAG}"
     if signed is None:
         return "it is not bound to a reference"
-    if not is_tag_named:
-        repository, _ = _split_tag(signed)
-        return None if repository == name else f"it was made for {signed!r:.120}, not for {name}"
-    tagged = f"{name}:{wanted.tag or DEFAULT_TAG}"
-    if signed == tagged:
+    repository, tag = _split(signed)
+    if repository != _split(name)[0]:
+        return f"it was made for {signed!r:.120}, not for {tagged if is_tag_named else name}"
+    if not is_tag_named or tag == (wanted.tag or DEFAULT_TAG):
         return None
-    if signed == name:
+    if tag is None:
         return f"it is not bound to a tag, and {tagged} was asked for"
     return f"it was made for {signed!r:.120}, not for {tagged}"
 
 
-def _split_tag(signed: str) -> tuple[str, str | None]:
-    """What a signature is bound to: a repository, and a tag if it names one; a registry's port is none."""
-    repository, colon, tag = signed.rpartition(":")
-    return (repository, tag) if colon and "/" not in tag else (signed, None)
+def _split(signed: str) -> tuple[str, str | None]:
+    """What a signature is bound to: a repository, and a tag if it names one.
+
+    cosign writes ``index.docker.io`` for Docker Hub, and podman and skopeo ``repository@sha256:...`` where they were
+    told no tag: which digest is signed stands elsewhere.
+    """
+    try:
+        reference = Reference.parse(signed)
+    except MalformedReferenceError:
+        return signed, None
+    return reference.plain_name, reference.tag
 
 
 def _age_fault(signed_at: datetime | None, max_age: timedelta, now: datetime) -> str | None:

@@ -203,6 +203,10 @@ def test_what_a_revoked_key_signed_does_not_leave_the_store(modelpack, signed, k
     assert "its key 'author' is revoked" in after.stderr
     assert "next: nothing was copied; modelpack policy explain" in after.stderr
     assert json.loads((tmp_path / "after" / "index.json").read_text())["manifests"] == []
+    bundle = modelpack("bundle", "save", NAME, "-o", tmp_path / "model.tar")
+    assert bundle.code == 6
+    assert "its key 'author' is revoked" in bundle.stderr
+    assert not (tmp_path / "model.tar").exists()
 
 
 def test_a_key_that_is_named_for_a_copy_out_of_the_store_has_its_say(modelpack, signed, key_pair, tmp_path):

@@ -52,7 +52,14 @@ def token(subject: str, issuer: str = ISSUER) -> str:
 
 
 class FakeSigstore:
-    """Runs while its context is open. ``log`` holds the bodies of the entries."""
+    """Runs while its context is open. ``log`` holds the bodies of the entries.
+
+    Certificates hold from a minute before they are made to nine minutes after; ``log_runs_ahead`` is what the log's
+    clock, in seconds, says more than that of Fulcio. ``ca_until`` is when the trusted root stops believing Fulcio.
+    """
+
+    log_runs_ahead = 0
+    ca_until: datetime | None = None
 
     def __init__(self) -> None:
         self.ca, self.ct_key, self.log_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
@@ -94,7 +101,7 @@ class FakeSigstore:
                     "subject": {"organization": "example.com", "commonName": "fulcio"},
                     "uri": self.url,
                     "certChain": {"certificates": [{"rawBytes": b64(self.root.public_bytes(Encoding.DER))}]},
-                    "validFor": since,
+                    "validFor": {**since, "end": self.ca_until.isoformat()} if self.ca_until else since,
                 }
             ],
             "ctlogs": [log(self.ct_key)],
@@ -200,7 +207,7 @@ class FakeSigstore:
         checkpoint = f"{note}\n\u2014 {self.name} {b64(log_id[:4] + sign(self.log_key, note.encode()))}\n"
         entry: dict[str, Any] = {
             "body": b64(raw),
-            "integratedTime": int(time.time()),
+            "integratedTime": int(time.time()) + self.log_runs_ahead,
             "logID": log_id.hex(),
             "logIndex": len(self.log) - 1,
         }

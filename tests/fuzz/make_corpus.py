@@ -3,11 +3,13 @@
 ``python tests/fuzz/make_corpus.py``; what a fuzzer found is added beside them by hand, named after what it broke.
 """
 
+import gzip
 import io
 import json
 import struct
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -119,6 +121,62 @@ def tar(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def folder_tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as made:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        made.addfile(folder)
+        link = tarfile.TarInfo("l")
+        link.type, link.linkname = tarfile.SYMTYPE, "../x"
+        made.addfile(link)
+    return buffer.getvalue()
+
+
+def sealed(form: str, *values: object) -> bytes:
+    content = struct.pack(form, *values)
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def tensor(name: str, size: int, offset: int) -> bytes:
+    """The description of a vector in F32."""
+    return struct.pack(f"<Q{len(name)}sIQIQ", len(name), name.encode(), 1, size, 0, offset)
+
+
+NAME = "registry.example.com/team/model:v1"
+VERDICT = {
+    "reference": NAME,
+    "digest": str(Digest.of(b"{}")),
+    "verified": True,
+    "rule": "registry.example.com/**",
+    "policy": D,
+    "signers": [{"name": "team", "keyId": "SHA256:x"}],
+    "formats": ["bundle"],
+    "signedAt": "2026-01-01T00:00:00Z",
+    "validUntil": None,
+    "checkedAt": "2026-01-02T00:00:00Z",
+    "attestations": [{"type": "urn:x", "signers": []}],
+    "rejections": [{"where": "referrers", "reason": "none", "foreign": True}],
+}
+JOURNAL = sealed("<4s32sQI", b"mpj1", bytes.fromhex("ab" * 32), 256, 16)
+SHARD = (
+    gguf(
+        {
+            "split.no": struct.pack("<IH", 2, 0),
+            "split.count": struct.pack("<IH", 2, 2),
+            "split.tensors.count": struct.pack("<Ii", 5, 2),
+        },
+        tensor("a", 8, 0),
+        1,
+    )
+    + bytes(32)
+)  # fmt: skip
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    "added_tokens": [{"id": 3, "content": "<s>", "special": True}],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "normalizer": None,
+}
 LAYOUT_INDEX = compact(
     {
         "schemaVersion": 2,
@@ -203,6 +261,44 @@ CORPUS: dict[str, dict[str, bytes]] = {
         "denied": b'1\n{"errors":[{"code":"DENIED","message":"no","detail":{"x":[1]}}]}',
         "page": b"\x02\n<html>",
     },
+    "location": {
+        "path": b"/v2/a/tags/list?n=1&last=x",
+        "relative": b"../x?y=http://z",
+        "same": b"https://registry.example.com:443/v2/x",
+        "other": b"https://other.example.com/v2/x",
+        "bracket": b"http://[x",  # ValueError from urljoin
+    },
+    "byte_range": {
+        "first": b"\x40bytes=0-9",
+        "last": b"\x40bytes=-5",
+        "from": b"\x40bytes=9-",
+        "beyond": b"\x40bytes=64-",
+    },
+    "receipt": {
+        "verdict": compact({"reference": "registry.example.com/team/model:v1", "locked": False, "verdict": VERDICT}),
+        "built": compact({"reference": "tiny:v1", "locked": False, "built": True}),
+        "view": compact({"reference": "tiny:v1-slim", "locked": True, "viewOf": f"tiny:v1@{D}"}),
+    },
+    "memory": {
+        "newer": compact({NAME: {"digest": D, "signedAt": "2026-01-01T00:00:00Z"}}),
+        "no-digest": compact({NAME: {"signedAt": "2026-01-01T00:00:00Z"}}),  # KeyError
+        "unknown": compact({NAME: {"digest": D, "signedAt": None}, "tiny:v1": {}}),
+    },
+    "journal": {"two": JOURNAL + sealed("<II", 0, 1) + sealed("<II", 15, 2), "cut": JOURNAL + sealed("<II", 3, 4)[:-1]},
+    "tar_members": {"files": tar(a=b"1", **{"b/c": b"2" * 600, "x" * 200: b""}), "folder": folder_tar()},
+    "compressed": {"gzip": gzip.compress(b"GGUF" * 400, mtime=0), "two": gzip.compress(b"a", mtime=0) * 2},
+    "importance_matrix": {
+        "legacy": struct.pack("<ii1sii2fi", 1, 1, b"a", 2, 2, 1.0, 2.0, 7) + struct.pack("<i4s", 4, b"text"),
+        "gguf": gguf(
+            {"general.type": text_value("imatrix"), "imatrix.chunk_count": struct.pack("<II", 4, 7)},
+            tensor("a.in_sum2", 2, 0) + tensor("a.counts", 1, 32),
+            2,
+        )
+        + struct.pack("<2f24xf28x", 1.0, 2.0, 3.0),
+    },
+    "shards": {"first": SHARD, "whole": gguf({"split.count": struct.pack("<IH", 2, 0)})},
+    "sentencepiece": {"piece": bytes.fromhex("0a0a0a0161150000803f1801") + bytes.fromhex("1205180120ff01")},
+    "tokenizer": {"bpe": compact(TOKENIZER)},
     "model_card": {
         "card": b"---\nlicense: apache-2.0\nbase_model:\n- org/base\ntags: [a, b]\n---\n# Card\n",
         "anchors": b"---\na: &a [x]\nb: *a\nc: {<<: {d: e}}\n---\n",

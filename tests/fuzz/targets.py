@@ -4,32 +4,49 @@ A target takes any bytes. It may turn them away with one of our errors, and noth
 holds a property that must be true of whatever was accepted.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
-from modelpack import template
+from modelpack import compression, tar, template
 from modelpack.archive import Archive
+from modelpack.convert import protobuf, vocabulary
 from modelpack.convert.model_card import parse_model_card
+from modelpack.convert.pre_tokenizer import check_growth
 from modelpack.convert.safetensors import read_tensors
-from modelpack.errors import ModelpackError
+from modelpack.convert.splitting import name_by_rule
+from modelpack.embedded_registry.errors import RefusedError
+from modelpack.embedded_registry.requests import parse_range
+from modelpack.errors import InvalidContentError, ModelpackError
 from modelpack.formats import CODECS
 from modelpack.gguf_header import read_header
+from modelpack.gguf_shards import read_headers, shard_name
+from modelpack.imatrix import ImportanceMatrix
 from modelpack.lockfile import Lock
+from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
-from modelpack.oci.manifest import Manifest
+from modelpack.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest
 from modelpack.oci.reference import Reference, parse_location
 from modelpack.policy import Policy
+from modelpack.receipt import read_receipt
+from modelpack.registry.address import Origin, stay_at
 from modelpack.registry.challenges import parse_challenges
 from modelpack.registry.refusal import Refusal
+from modelpack.rollback import remember, require_no_rollback
 from modelpack.signing import envelope, kdf, pkcs11, simple_signing
 from modelpack.signing.keys import PrivateKey, PublicKey, is_encrypted, is_private
 from modelpack.smoke import suite
+from modelpack.store import Store
 from modelpack.store.index import Index
+from modelpack.store.journal import Journal
+from modelpack.trust import Signer, Verdict
 
 Target = Callable[[bytes], None]
 
 TARGETS: dict[str, Target] = {}
+_NOW = datetime(2026, 11, 22, tzinfo=UTC)
 _SCRATCH = tempfile.TemporaryDirectory(prefix="modelpack-fuzz-")
 
 
@@ -59,12 +76,18 @@ def _file(data: bytes, name: str) -> Path:
     return path
 
 
+@functools.cache
+def _store() -> Store:
+    return Store.open(Path(_SCRATCH.name) / "store")
+
+
 @target
 def reference(data: bytes) -> None:
-    location = parse_location(_text(data))
-    if isinstance(location, Reference):
-        assert Reference.parse(str(location)) == location
-        assert ".." not in location.name.split("/")
+    place = parse_location(_text(data))
+    if isinstance(place, Reference):
+        assert Reference.parse(str(place)) == place
+        assert ".." not in place.name.split("/")
+        assert Reference.parse(place.plain_name).plain_name == place.plain_name
 
 
 @target
@@ -165,6 +188,120 @@ def refusal(data: bytes) -> None:
     number = 400 + int.from_bytes(status[:1], "little") % 200
     parsed = Refusal.parse(number, {"Retry-After": _text(status)}, body)
     assert str(parsed.error("blob")).isprintable()
+
+
+@target
+def location(data: bytes) -> None:
+    """Where a registry continues a list, an upload or a download."""
+    here = Origin.of("https://registry.example.com")
+    there = stay_at(here, "https://registry.example.com/v2/a/tags/list?n=1", data.decode("latin-1"))
+    assert there is None or Origin.of(there) == here
+
+
+@target
+def byte_range(data: bytes) -> None:
+    """What a client of the registry that comes with modelpack wants of a blob; the first byte is its size."""
+    size = data[0] if data else 0
+    try:
+        wanted = parse_range(data[1:].decode("latin-1"), size)
+    except RefusedError:
+        return
+    if wanted:
+        assert 0 <= wanted[0] < wanted[1] <= size
+
+
+@target
+def receipt(data: bytes) -> None:
+    """What lies in the store beside an artifact; whatever it is, it is a receipt or none."""
+    store = _store()
+    subject = Descriptor.of(b"{}", IMAGE_MANIFEST)
+    (store.note_folders[0] / f"{subject.digest.hex}.json").write_bytes(data)
+    found = read_receipt(store, subject)
+    if found is None:
+        raise InvalidContentError("no receipt")
+    assert found.verdict is None or Verdict.from_json(found.verdict.to_json()).digest == subject.digest
+    require_no_rollback(store, found.reference, found.verdict or Verdict.skipped(found.reference, subject, now=_NOW))
+
+
+@target
+def memory(data: bytes) -> None:
+    """What the store remembers of tags."""
+    store = _store()
+    (store.root / "memory.json").write_bytes(data)
+    reference = Reference.parse("registry.example.com/team/model:v1")
+    verdict = Verdict(str(reference), Digest.of(b""), "r", None, _NOW, signers=(Signer("a", "SHA256:"),))
+    require_no_rollback(store, reference, verdict)
+    remember(store, reference, verdict)
+
+
+@target
+def journal(data: bytes) -> None:
+    """What an interrupted pull left of a blob of 256 bytes in segments of 16."""
+    path = _file(data, "journal")
+    opened = Journal(path, Descriptor("application/octet-stream", Digest("sha256:" + "ab" * 32), 256), segment_size=16)
+    try:
+        assert 0 <= opened.frontier() <= opened.size
+        assert all(0 <= opened.length(segment) <= 16 for segment in opened.missing())
+        for segment in opened.checksums:
+            opened.bounds(segment)
+        is_kept = not opened.is_new
+    finally:
+        opened.close()
+    if not is_kept:
+        raise InvalidContentError("begun anew")
+
+
+@target
+def tar_members(data: bytes) -> None:
+    stream = tar.ChunkStream(iter([data]))
+    for member in tar.read_members(stream):
+        assert member.name
+        assert ".." not in member.name.split("/")
+        for _ in tar.content(stream, member) if member.kind is tar.Kind.FILE else ():
+            pass
+
+
+@target
+def compressed(data: bytes) -> None:
+    assert sum(map(len, compression.decompressed(iter([data]), "gzip", limit=1 << 20))) <= 1 << 20
+
+
+@target
+def importance_matrix(data: bytes) -> None:
+    matrix = ImportanceMatrix.load(_file(data, "imatrix.gguf"))
+    for entry in matrix.entries.values():
+        assert len(entry.importance) == entry.sums.size
+
+
+@target
+def shards(data: bytes) -> None:
+    """The first shard; the same bytes with the next number and its tensor ``a`` called ``b`` are the second."""
+    first = _file(data, shard_name("fuzzed", 1, 2))
+    second = data.replace(b"split.no\x02\0\0\0\0", b"split.no\x02\0\0\0\1", 1)
+    _file(second.replace(b"\1\0\0\0\0\0\0\0a", b"\1\0\0\0\0\0\0\0b", 1), shard_name("fuzzed", 2, 2))
+    assert 1 <= len(read_headers(first)) <= 2
+
+
+@target
+def sentencepiece(data: bytes) -> None:
+    """tokenizer.model as far as it is read without the library; ValueError is how that reader says no."""
+    try:
+        for _number, value in protobuf.parse(data):
+            assert isinstance(value, (int, bytes))
+    except ValueError as error:
+        raise InvalidContentError(str(error)) from error
+
+
+@target
+def tokenizer(data: bytes) -> None:
+    """tokenizer.json, as far as it is read without the library."""
+    document = strict_json.parse_object(data, what="tokenizer.json")
+    entries = vocabulary.token_ids(vocabulary.as_dict(document.get("model")))
+    assert vocabulary.vocabulary_size(document, entries) > 0
+    vocabulary.read_merges(vocabulary.as_dict(document.get("model")))
+    vocabulary.prepends_space(document)
+    check_growth(document)
+    name_by_rule(document)
 
 
 @target

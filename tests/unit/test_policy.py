@@ -17,7 +17,7 @@ from modelpack.errors import (
 )
 from modelpack.oci.digest import Digest
 from modelpack.oci.reference import Reference
-from modelpack.policy import Policy, add_key_rule, glob
+from modelpack.policy import Policy, add_key_rule, glob, remove_signer, revoke_key
 from modelpack.schemas import violations
 from modelpack.signing.keys import PrivateKey, encrypt_private
 
@@ -107,6 +107,31 @@ def as_json(text: str) -> object:
 def match_of(policy: Policy, reference: str) -> str | None:
     rule = policy.rule_for(Reference.parse(reference))
     return rule.match if rule else None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["docker.io/ai/x", "index.docker.io/ai/x", "registry-1.docker.io/ai/x", "DOCKER.io/ai/x", "docker.io:443/ai/x"],
+)
+def test_no_other_name_of_a_registry_leads_past_its_rule(directory, name):
+    policy = load(directory, SMALL.replace("ghcr.io/acme", "docker.io/ai") + '[default]\naction = "allow-unsigned"\n')
+
+    assert match_of(policy, f"{name}:v1") == "docker.io/ai/**"
+    assert match_of(policy, "docker.io.example.com/ai/x:v1") is None
+
+
+def test_a_rule_may_name_a_port(directory):
+    policy = load(directory, SMALL.replace("ghcr.io/acme", "ghcr.io:443/acme"))
+
+    assert match_of(policy, "ghcr.io:443/acme/x:v1") == "ghcr.io:443/acme/**"
+    assert match_of(policy, "ghcr.io/acme/x:v1") is None
+
+
+def test_where_looks_no_further_than_a_list_reaches(directory):
+    required = '[[rule.attestation]]\ntype = "https://x/y"\nsigners = ["acme"]\nwhere = { "a.%s" = 1 }\n'
+    for step, is_met in (("0", True), ("1", False), ("9" * 5000, False), ("-1", False)):
+        wanted = load(directory, SMALL + required % step).rules[0].attestations[0]
+        assert (wanted.fault({"a": [1]}) is None) == is_met, step[:5]
 
 
 def test_every_field_is_read(directory):
@@ -513,6 +538,24 @@ def test_trust_add_does_not_mend_a_broken_policy(directory):
     with pytest.raises(MalformedPolicyError):
         add_key_rule(path, "new", PrivateKey.generate().public.pem, "x/**")
     assert path.read_text() == SMALL + "\nbroken"
+
+
+def test_a_policy_that_is_a_link_into_another_folder_is_edited_as_it_is_read(directory, tmp_path):
+    (tmp_path / "dotfiles").mkdir()
+    real = tmp_path / "dotfiles" / "policy.toml"
+    real.write_text("version = 1\n")
+    (tmp_path / "config").mkdir()
+    link = tmp_path / "config" / "policy.toml"
+    link.symlink_to(real)
+
+    add_key_rule(link, "acme", ACME.public.pem, "x/**")
+    assert Policy.load(link).keys["acme"].id == ACME.public.id
+    assert revoke_key(link, "acme").status == "revoked"
+    remove_signer(link, "acme")
+
+    assert link.is_symlink()
+    assert real.read_text().startswith("version = 1")
+    assert not Policy.load(link).keys
 
 
 def test_trust_add_follows_a_linked_policy(directory, tmp_path):

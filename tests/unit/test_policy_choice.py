@@ -96,3 +96,13 @@ def test_an_open_policy_of_the_machine_is_not_in_the_way(machine, user):
 
     assert locked_policy(machine, overridden_by=["--key"]) is None
     assert choose_policy(machine, user, keys=[KEY], overridden_by=["--key"]).path is None
+
+
+def test_a_policy_of_the_machine_that_is_a_link_to_nothing_is_not_taken_for_none(machine, user, named):
+    machine.parent.mkdir(parents=True)
+    machine.symlink_to(machine.with_name("moved.toml"))
+    write(user, OPEN)
+
+    for choose in (lambda: choose_policy(machine, user), lambda: choose_policy(machine, user, keys=[KEY])):
+        with pytest.raises(MalformedPolicyError, match="link to a file that is not there"):
+            choose()

@@ -1,5 +1,6 @@
 """What run and serve ask first: whether what was promised at the pull still holds."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import pytest
 from fakes.artifacts import put_cncf_model
 
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
+from modelpack.errors import InvalidContentError, InvalidSignatureError, PolicyRefusedError, UnsignedError
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
-from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, write_receipt
+from modelpack.receipt import Receipt, read_receipt, require_trusted, signed_by, standing, verify_again, write_receipt
 from modelpack.rollback import remember, require_no_rollback
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
@@ -137,6 +138,28 @@ def test_the_models_that_a_key_signed_are_found(store, policy):
     assert signed_by(store, B.public) == []
 
 
+def test_a_receipt_that_is_no_file_is_none_and_is_not_waited_for(store, policy):
+    rules = policy({V1.name: "a"})
+    subject = pulled(store, rules)
+    path = store.note_folders[0] / f"{subject.digest.hex}.json"
+    path.unlink()
+    os.mkfifo(path)
+
+    assert read_receipt(store, subject) is None
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert read_receipt(store, subject) is None
+    assert require_trusted(store, V1, subject, rules, now=NOW).verdict.is_verified
+    assert not path.is_symlink()
+
+
+def test_a_memory_that_is_no_file_may_have_held_a_warning(store):
+    os.mkfifo(store.root / "memory.json")
+
+    with pytest.raises(InvalidContentError, match="it is a pipe"):
+        require_no_rollback(store, V1, verdict_of(b"first", NOW))
+
+
 # The rollback guard
 
 
@@ -163,6 +186,28 @@ def test_what_is_older_than_what_was_verified_before_is_refused(store):
         require_no_rollback(store, V1, verdict_of(b"first", None))
     require_no_rollback(store, V1, verdict_of(b"third", NOW - HOUR))
     require_no_rollback(store, V1.with_tag("v0"), verdict_of(b"first", NOW - 2 * HOUR))
+    for name in ("REGISTRY.example.com", "registry.example.com:443"):
+        with pytest.raises(PolicyRefusedError, match="verified as this tag before"):
+            require_no_rollback(store, Reference.parse(f"{name}/team/tiny:v1"), verdict_of(b"first", NOW - 2 * HOUR))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"signedAt": "2026-11-22T09:00:00Z"},
+        {"digest": "sha256:0", "signedAt": None},
+        {"digest": 5, "signedAt": None},
+        {"digest": f"sha256:{'0' * 64}"},
+        {"digest": f"sha256:{'0' * 64}", "signedAt": "yesterday"},
+    ],
+)
+def test_a_memory_that_says_nothing_is_not_taken_for_none(store, facts):
+    store.memory.remember(str(V1), facts)
+    verdict = verdict_of(b"first", NOW)
+
+    for look in (require_no_rollback, remember):
+        with pytest.raises(InvalidContentError, match="remembers about"):
+            look(store, V1, verdict)
 
 
 def test_the_same_artifact_with_its_newer_signatures_left_out_is_no_rollback_and_hides_nothing(store):
@@ -207,6 +252,36 @@ def test_a_view_is_trusted_as_far_as_what_it_is_a_view_of(store, policy):
     store.remove(V1)
     with pytest.raises(PolicyRefusedError, match="no longer in the store"):
         require_trusted(store, name, view, allowed, now=NOW)
+
+
+def test_a_view_is_verified_again_as_what_it_is_a_view_of_and_by_this_policy(store, policy):
+    subject = pulled(store, policy({V1.name: "a"}))
+    name = Reference.parse(f"{V1}-slim")
+    view = put(store, name, weights=b"the same in another manifest")
+    write_receipt(store, view, Receipt(name, None, view_of=V1.with_digest(subject.digest)))
+
+    assert verify_again(store, name, view, policy({V1.name: "a"}), now=NOW).verdict.digest == subject.digest
+    with pytest.raises(InvalidSignatureError):
+        verify_again(store, name, view, policy({V1.name: "b"}), now=NOW)
+    # What came in unverified stays so, however it looks from here.
+    store.put_receipt(subject.digest, {
+        "reference": str(V1), "locked": False, "verdict": Verdict.skipped(V1, subject, now=NOW).to_json(),
+    })  # fmt: skip
+    assert require_trusted(store, name, view, policy({V1.name: "b"}), now=NOW).is_skipped
+    with pytest.raises(InvalidSignatureError):
+        verify_again(store, name, view, policy({V1.name: "b"}), now=NOW)
+
+
+def test_views_of_each_other_vouch_for_nothing(store, policy):
+    one, other = Reference.parse("one:v1"), Reference.parse("other:v1")
+    first, second = put(store, one, weights=b"1"), put(store, other, weights=b"2")
+    write_receipt(store, first, Receipt(one, None, view_of=other.with_digest(second.digest)))
+    write_receipt(store, second, Receipt(other, None, view_of=one.with_digest(first.digest)))
+
+    for judge in (require_trusted, verify_again):
+        with pytest.raises(PolicyRefusedError, match="without end"):
+            judge(store, one, first, policy({"one": "a"}), now=NOW)
+    assert standing(store, first) == "no"
 
 
 def test_what_was_built_here_stays_so_when_the_same_bytes_are_pulled(store, policy):

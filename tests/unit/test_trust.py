@@ -16,7 +16,7 @@ from modelpack.errors import (
     UnsignedError,
     UntrustedError,
 )
-from modelpack.oci.manifest import Descriptor, image_manifest
+from modelpack.oci.manifest import Descriptor, image_index, image_manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import write_whole
 from modelpack.policy import Policy
@@ -256,6 +256,57 @@ def test_a_registry_with_a_port_is_not_mistaken_for_a_tag(repository, subject):
         check_trust(repository, Reference.parse("localhost:5000/tiny:v1"), subject, strict, now=NOW)
 
 
+def put_simple_signature(repository, subject, key, reference):
+    """A signature of cosign's tag scheme with this ``docker-reference``."""
+    payload = simple_signing.Payload(reference, subject.digest, {})
+    content = payload.to_bytes()
+    write_whole(repository, content, simple_signing.PAYLOAD_TYPE)
+    config = write_whole(repository, b"{}", simple_signing.CONFIG_TYPE)
+    manifest = image_manifest(config=config, layers=[simple_signing.signed_layer(payload, key.sign(content))])
+    repository.put_manifest(manifest, tag=simple_signing.signature_tag(subject.digest))
+
+
+@pytest.mark.parametrize(
+    ("signed", "wanted", "fault"),
+    [
+        # cosign names no tag, skopeo the one that it was told, or the digest where it was told none.
+        ("{name}", "{name}@{digest}", None),
+        ("{name}", "{name}:v1", "it is not bound to a tag"),
+        ("{name}:v1", "{name}:v1", None),
+        ("{name}:v1", "{name}:v1@{digest}", None),
+        ("{name}:v1", "{name}@{digest}", None),
+        ("{name}:v1", "{name}:v2@{digest}", "it was made for"),
+        ("{name}@{digest}", "{name}@{digest}", None),
+        ("{name}@{digest}", "{name}:v1", "it is not bound to a tag"),
+        ("{name}:v1@{digest}", "{name}:v1", None),
+        ("registry.example.com/team/other@{digest}", "{name}@{digest}", "it was made for"),
+        ("Registry.Example.com:443/team/tiny:v1", "{name}:v1", None),
+        ("{name}:v1", "REGISTRY.example.com:443/team/tiny:v1", None),
+        ("registry.example.com:8443/team/tiny:v1", "{name}:v1", "it was made for"),
+        ("not a reference", "{name}@{digest}", "it was made for 'not a reference'"),
+    ],
+)
+def test_a_signature_is_bound_to_a_name_however_that_is_spelled(repository, subject, policy, signed, wanted, fault):
+    words = {"name": V1.name, "digest": subject.digest}
+    put_simple_signature(repository, subject, A, signed.format(**words))
+    reference, rules = Reference.parse(wanted.format(**words)), policy("require_ref = true")
+
+    if fault is None:
+        assert check_trust(repository, reference, subject, rules, now=NOW).is_verified
+    else:
+        with pytest.raises(PolicyRefusedError, match=fault):
+            check_trust(repository, reference, subject, rules, now=NOW)
+
+
+def test_cosigns_name_for_docker_hub_is_docker_hub(repository, subject):
+    put_simple_signature(repository, subject, A, "index.docker.io/ai/smollm2")
+    rules = Policy.of_keys([A.public])
+    strict = replace(rules, rules=tuple(replace(rule, require_ref=True) for rule in rules.rules))
+
+    wanted = Reference.parse(f"docker.io/ai/smollm2@{subject.digest}")
+    assert check_trust(repository, wanted, subject, strict, now=NOW).is_verified
+
+
 def test_a_revoked_digest_is_refused_whoever_signed_it(repository, subject, policy):
     sign(repository, V1, subject, A, signed_at=WHEN)
     rules = policy(rest=f'[[revoked]]\ndigest = "{subject.digest}"\nreason = "leaks its data"')
@@ -271,6 +322,32 @@ def test_weights_that_are_revoked_are_refused_under_any_manifest(repository, sub
 
     with pytest.raises(RevokedError, match=f"{weights} is revoked: backdoored"):
         check_trust(repository, V1, subject, rules, now=NOW)
+
+
+def test_what_is_revoked_is_refused_below_an_index_too(repository, subject, policy):
+    child = repository.fetch_manifest(subject)
+    inner = repository.put_manifest(image_index([child.descriptor]))
+    absent = Descriptor.of(b"{}", child.descriptor.media_type)
+    repository.put_manifest(image_index([inner, inner, absent]), tag="v2")
+    index = repository.resolve("v2")
+    sign(repository, V2, index, A, signed_at=WHEN)
+    assert check_trust(repository, V2, index, policy(), now=NOW).is_verified
+
+    for digest in (index.digest, inner.digest, child.digest, absent.digest, child.layers[0].digest):
+        with pytest.raises(RevokedError, match=f"{digest} is revoked"):
+            check_trust(repository, V2, index, policy(rest=f'[[revoked]]\ndigest = "{digest}"'), now=NOW)
+    elsewhere = policy(rest=f'[[revoked]]\ndigest = "sha256:{"0" * 64}"')
+    assert check_trust(repository, V2, index, elsewhere, now=NOW).is_verified
+
+
+def test_attack_6_an_index_that_lists_more_than_is_looked_through_is_refused(repository, subject, policy):
+    many = [Descriptor.of(str(number).encode(), subject.media_type) for number in range(1001)]
+    repository.put_manifest(image_index(many), tag="v2")
+    index = repository.resolve("v2")
+    sign(repository, V2, index, A, signed_at=WHEN)
+
+    with pytest.raises(PolicyRefusedError, match="more than 1000 manifests"):
+        check_trust(repository, V2, index, policy(rest=f'[[revoked]]\ndigest = "sha256:{"0" * 64}"'), now=NOW)
 
 
 def test_a_threshold_that_is_missed_says_who_counted_and_blames_no_attestation(repository, subject, policy):

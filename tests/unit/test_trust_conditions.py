@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,16 +12,19 @@ from fakes.artifacts import put_cncf_model
 from fakes.sigstore import ISSUER, FakeSigstore, token
 from fakes.vectors import MemoryRepository
 
-from modelpack.errors import InvalidSignatureError, PolicyRefusedError, UnsignedError
+from modelpack.errors import InvalidSignatureError, NotFoundError, PolicyRefusedError, UnsignedError
+from modelpack.mirror import mirror
 from modelpack.oci.reference import Reference
 from modelpack.policy import Policy
 from modelpack.receipt import Receipt, require_trusted, write_receipt
+from modelpack.signing import envelope, places
 from modelpack.signing.attestation import attest
+from modelpack.signing.candidate import rfc3339
 from modelpack.signing.keyless import KeylessSigner
 from modelpack.signing.keys import PrivateKey
 from modelpack.signing.signature import sign
 from modelpack.store import Store
-from modelpack.trust import Attested, Signer, Verdict, check_trust
+from modelpack.trust import Attested, Signer, Verdict, check_trust, require_templates
 
 A, B, C = (PrivateKey.generate() for _ in range(3))
 V1 = Reference.parse("registry.example.com/team/tiny:v1")
@@ -150,6 +154,22 @@ def test_an_attestation_about_another_artifact_does_not_count(repository, subjec
     with pytest.raises(PolicyRefusedError) as caught:
         check(repository, subject, policy(wants()))
     assert any("another digest" in reason for _, reason in caught.value.rejections)
+
+
+def test_an_attestation_counts_until_it_expires(repository, subject, policy):
+    def attest_until(expires):
+        named = envelope.Subject({"sha256": subject.digest.hex}, str(V1), {"dev.modelpack.expires": rfc3339(expires)})
+        payload = envelope.statement([named], TEST_RESULT, {"result": "PASSED"})
+        unsigned = envelope.Envelope(payload, b"")
+        bundle = envelope.Bundle(replace(unsigned, signature=B.sign(unsigned.signed)), B.public.hint)
+        places.put_bundle(repository, subject, bundle, predicate_type=TEST_RESULT, created=None)
+
+    attest_until(NOW - timedelta(seconds=1))
+    with pytest.raises(PolicyRefusedError, match="it expired at 2026-11-22T09:59:59Z"):
+        check(repository, subject, policy(wants()))
+
+    attest_until(NOW + timedelta(hours=1))
+    assert check(repository, subject, policy(wants())).valid_until == NOW + timedelta(hours=1)
 
 
 def test_attestations_by_distinct_signers_meet_a_threshold_and_one_twice_does_not(repository, subject, policy):
@@ -349,6 +369,46 @@ def test_one_certificate_is_not_two_signers_nor_are_two_tags_of_one_workflow(
     assert len(check(repository, subject, rules).signers) == 2
 
 
+@pytest.mark.parametrize("ahead", [-120, 600])
+def test_a_log_entry_outside_of_the_certificates_time_vouches_for_nobody(
+    repository, subject, sigstore, keyless_policy, ahead
+):
+    sigstore.log_runs_ahead = ahead
+
+    # Signing reads back what it made, and so is the first to find it out.
+    with pytest.raises(InvalidSignatureError, match="keyless"):
+        sign_keyless(sigstore, repository, subject)
+
+    with pytest.raises(InvalidSignatureError) as caught:
+        check(repository, subject, keyless_policy(ci=RELEASE))
+    assert any("keyless" in reason for _, reason in caught.value.rejections)
+
+
+def test_a_certificate_that_has_run_out_since_it_signed_still_counts(repository, subject, sigstore, keyless_policy):
+    sigstore.log_runs_ahead = 500
+    sign_keyless(sigstore, repository, subject)
+
+    rules = keyless_policy(ci=RELEASE)
+    assert check_trust(repository, V1, subject, rules, now=NOW + timedelta(days=365)).is_verified
+
+
+@pytest.mark.parametrize(("ended", "is_believed"), [(timedelta(hours=-1), False), (timedelta(hours=1), True)])
+def test_a_certificate_authority_vouches_for_what_was_logged_while_it_was_believed(
+    repository, subject, sigstore, keyless_policy, tmp_path, ended, is_believed
+):
+    sign_keyless(sigstore, repository, subject)
+    sigstore.ca_until = datetime.now(UTC) + ended
+    (tmp_path / "root.json").write_text(json.dumps(sigstore.trusted_root()))
+    rules = keyless_policy(ci=RELEASE)
+
+    if is_believed:
+        assert check(repository, subject, rules).is_verified
+        return
+    with pytest.raises(InvalidSignatureError) as caught:
+        check(repository, subject, rules)
+    assert any("certificate authority was not believed at" in reason for _, reason in caught.value.rejections)
+
+
 def test_another_instance_of_sigstore_vouches_for_nobody(repository, subject, keyless_policy):
     with FakeSigstore() as another:
         sign_keyless(another, repository, subject)
@@ -456,3 +516,44 @@ def test_a_template_that_a_registry_hid_from_the_pull_is_found_before_it_is_load
 
     with pytest.raises(PolicyRefusedError, match="its chat template is"):
         require_trusted(store, V1, subject, policy(pin(PINNED)), now=NOW)
+
+
+class ShowsAnotherFirst:
+    """A registry that shows the header of other weights to whoever looks before the copy."""
+
+    def __init__(self, inner, shown):
+        self._inner, self._shown = inner, shown
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def read_blob(self, descriptor, *, offset=0):
+        if self._shown and descriptor.size == len(self._shown):
+            shown, self._shown = self._shown, b""
+            return nullcontext(iter([shown]))
+        return self._inner.read_blob(descriptor, offset=offset)
+
+
+def test_a_template_that_a_registry_hid_from_the_look_gets_no_tag_where_it_is_copied(tmp_path, policy):
+    hidden = PINNED.replace("messages", "massages")
+    repository, subject = templated(tmp_path, tokenizer__chat_template=hidden)
+    liar = ShowsAnotherFirst(repository, gguf({"tokenizer.chat_template": PINNED}))
+    rule = policy(pin(PINNED)).rules[0]
+    require_templates(liar, V1, subject, rule)
+    target = Store.open(tmp_path / "elsewhere").repository(V1.name)
+
+    def look(place):
+        require_templates(place, V1, subject, rule)
+
+    with pytest.raises(PolicyRefusedError, match="its chat template is"):
+        mirror(liar, target, subject, tag="v1", approve=look)
+    with pytest.raises(NotFoundError):
+        target.resolve("v1")
+    assert target.resolve(str(subject.digest)).digest == subject.digest
+
+    honest = Store.open(tmp_path / "honest")
+    put_cncf_model(honest, str(V1), gguf({"tokenizer.chat_template": PINNED}))
+    source = honest.repository(V1.name)
+    other = source.resolve("v1")
+    mirror(source, target, other, tag="v1", approve=lambda place: require_templates(place, V1, other, rule))
+    assert target.resolve("v1").digest == other.digest

@@ -126,6 +126,20 @@ def test_the_receipt_tells_how_it_came_and_vouches_for_the_manifest_where_the_ke
     assert facts["signature"] == (None, "unknown", "nobody")
 
 
+@pytest.mark.parametrize(("is_verified", "certainty"), [(False, "said"), (True, "recorded")])
+def test_a_view_says_of_itself_what_its_original_is_believed_to_say(store, subject, is_verified, certainty):
+    verdict = Verdict(str(REFERENCE), subject.digest, "r", subject.digest, WHEN, (Signer("team", "SHA256:x"),))
+    if not is_verified:
+        verdict = Verdict.skipped(REFERENCE, subject, now=WHEN)
+    write_receipt(store, subject, Receipt(REFERENCE, verdict))
+    name = REFERENCE.with_tag("v1-slim")
+    put_cncf_model(store, str(name), b"GGUF the same in another manifest")
+    view = store.find(name).descriptor
+    write_receipt(store, view, Receipt(name, None, view_of=REFERENCE.with_digest(subject.digest)))
+
+    assert told(store, view, signers={})["licence"][1] == certainty
+
+
 def test_a_build_record_is_told_as_recorded_until_it_is_signed(store, subject):
     write_receipt(store, subject, Receipt(REFERENCE, None, is_built=True))
     write_record(store, subject.digest, RECORD)

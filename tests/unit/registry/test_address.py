@@ -193,3 +193,11 @@ def test_nobody_behind_a_proxy_is_asked_for_tls_past_it(monkeypatch: pytest.Monk
     for host in ("registry.test", "direct.test"):
         assert not transport.speaks_tls(Origin.of(f"http://{host}"))
     assert asked == ["direct.test"]
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[x", "//[", "https://registry.example\u2100/", "//registry.example:99999/"]
+)
+def test_a_location_that_is_none_is_told(location):
+    with pytest.raises(InvalidContentError, match="not a"):
+        stay_at(HERE, "https://registry.example/v2/", location)

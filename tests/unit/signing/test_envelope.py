@@ -136,7 +136,9 @@ def test_both_spellings_of_the_bundle_type_are_accepted():
         (["subject"], [{"digest": {"sha256": DIGEST.hex}}] * 1001),
         (["subject", 0], "sha256"),
         (["subject", 0, "digest"], {"sha256": 5}),
-        (["subject", 0, "annotations"], {"a": 1}),
+        (["subject", 0, "annotations"], ["a"]),
+        (["subject", 0, "annotations"], {"dev.modelpack.expires": 1}),
+        (["subject", 0, "annotations"], {"org.opencontainers.image.ref.name": ["a"]}),
         (["subject", 0, "name"], []),
         (["predicateType"], DELETE),
         (["predicate"], []),
@@ -149,6 +151,13 @@ def test_both_spellings_of_the_bundle_type_are_accepted():
 def test_a_broken_statement_is_refused(path, value):
     with pytest.raises(InvalidContentError):
         Statement.parse(changed(STATEMENT, path, value))
+
+
+def test_annotations_of_a_subject_may_be_anything_and_those_that_are_text_are_read():
+    annotations = {"a": "b", "count": 3, "nested": {"dev.modelpack.expires": 1}, "org.example": None}
+    statement = Statement.parse(changed(STATEMENT, ["subject", 0, "annotations"], annotations))
+
+    assert dict(statement.subjects[0].annotations) == {"a": "b"}
 
 
 def test_an_unknown_field_of_a_statement_is_ignored_as_in_toto_asks():
@@ -169,6 +178,8 @@ def test_an_unknown_field_of_a_statement_is_ignored_as_in_toto_asks():
         (["critical"], None),
         (["also"], {}),
         (["optional"], []),
+        (["optional"], {"dev.modelpack.expires": 1795424616}),
+        (["optional"], {"dev.modelpack.signed-at": None}),
     ],
 )
 def test_a_broken_payload_is_refused(path, value):

@@ -543,3 +543,120 @@ def test_a_signature_that_finds_no_room_any_more_is_not_said_to_be_written():
     ours = Descriptor.of(b"ours", simple_signing.PAYLOAD_TYPE)
     with pytest.raises(InvalidContentError, match="holds 100 signatures"):
         tagged.append_layer(repository, tag, ours, b"ours")
+
+
+# What others write with the same tools.
+
+
+def put_layers(repository, subject, *layers, media_type=None):
+    """The manifest under the .sig tag, as cosign and skopeo write it: payloads with their annotations."""
+    config = write_whole(repository, b"{}", simple_signing.CONFIG_TYPE)
+    written = []
+    for content, annotations in layers:
+        blob = write_whole(repository, content, simple_signing.PAYLOAD_TYPE)
+        written.append(replace(blob, annotations=annotations))
+    manifest = image_manifest(config=config, layers=written)
+    if media_type:
+        manifest = Manifest.parse(manifest.raw.replace(manifest.media_type.encode(), media_type.encode()))
+    repository.put_manifest(manifest, tag=simple_signing.signature_tag(subject.digest))
+
+
+def simple_layer(subject, *, key=KEY, reference="registry.example.com/team/tiny", optional=None, **also):
+    critical = {
+        "identity": {"docker-reference": reference},
+        "image": {"docker-manifest-digest": str(subject.digest)},
+        "type": "cosign container image signature",
+    }
+    content = strict_json.canonical({"critical": critical, "optional": optional})
+    signature = base64.b64encode(key.sign(content)).decode()
+    return content, {simple_signing.SIGNATURE_ANNOTATION: signature, **also}
+
+
+def test_a_rekor_entry_and_a_timestamp_beside_a_signature_by_a_key_hinder_nothing(repository, subject):
+    entry = {
+        "SignedEntryTimestamp": "AA==",
+        "Payload": {"body": "AA==", "integratedTime": 1, "logIndex": 1, "logID": ""},
+    }
+    beside = {
+        "dev.sigstore.cosign/bundle": json.dumps(entry),
+        "dev.sigstore.cosign/rfc3161timestamp": json.dumps({"SignedRFC3161Timestamp": "AA=="}),
+    }
+    put_layers(repository, subject, simple_layer(subject, **beside))
+
+    (signature,) = signatures(repository, subject)
+    assert signature.verify([KEY.public]) == KEY.public.id
+
+
+def test_a_certificate_in_the_tag_scheme_is_named_and_the_signature_beside_it_counts(repository, subject):
+    certificate = {"dev.sigstore.cosign/certificate": "-----BEGIN CERTIFICATE-----", "dev.sigstore.cosign/chain": ""}
+    put_layers(repository, subject, simple_layer(subject, key=OTHER, **certificate), simple_layer(subject))
+
+    (signature,) = signatures(repository, subject)
+    assert signature.verify([KEY.public]) == KEY.public.id
+    (rejection,) = rejections(repository, subject)
+    assert rejection.is_foreign
+    assert "keyless" in rejection.reason
+
+
+def test_one_payload_signed_by_two_keys_is_two_signatures(repository, subject):
+    put_layers(repository, subject, simple_layer(subject), simple_layer(subject, key=OTHER))
+
+    found = signatures(repository, subject)
+    assert [one.verify([KEY.public, OTHER.public]) for one in found] == [KEY.public.id, OTHER.public.id]
+
+
+def test_what_skopeo_says_of_itself_is_read_over(repository, subject):
+    optional = {"creator": "containers/image 5.36.2", "timestamp": 1795424616}
+    layer = simple_layer(subject, reference="registry.example.com/team/tiny:v1", optional=optional)
+    put_layers(repository, subject, layer)
+
+    (signature,) = signatures(repository, subject)
+    assert signature.claims.reference == "registry.example.com/team/tiny:v1"
+    assert dict(signature.claims.annotations) == {"creator": "containers/image 5.36.2"}
+
+
+def test_a_signature_in_a_manifest_of_dockers_type_is_found(repository, subject):
+    put_layers(
+        repository, subject, simple_layer(subject), media_type="application/vnd.docker.distribution.manifest.v2+json"
+    )
+    assert len(signatures(repository, subject)) == 1
+
+
+def test_every_manifest_that_cosign_signed_recursively_has_its_own_signature(repository, subject):
+    repository.put_manifest(image_index([repository.fetch_manifest(subject).descriptor]), tag="index")
+    index = repository.resolve("index")
+    for one in (index, subject):
+        put_layers(repository, one, simple_layer(one))
+
+    for one in (index, subject):
+        (signature,) = signatures(repository, one)
+        assert signature.digest == one.digest
+
+
+@pytest.mark.parametrize(
+    ("reference", "annotated", "bound_to"),
+    [
+        ("registry.example.com/team/tiny", "registry.example.com/team/tiny:v1", "registry.example.com/team/tiny:v1"),
+        ("registry.example.com/team/tiny", "registry.example.com/team/tiny", "registry.example.com/team/tiny"),
+        ("", "registry.example.com/team/tiny:v1", "registry.example.com/team/tiny:v1"),
+        ("registry.example.com/team/tiny:v1", "registry.example.com/team/tiny", None),
+        ("registry.example.com/team/tiny", "registry.example.com/team/tiny2:v1", None),
+        ("registry.example.com", "registry.example.com:5000/team/tiny", None),
+    ],
+)
+def test_cosign_binds_a_signature_to_a_tag_by_an_annotation(repository, subject, reference, annotated, bound_to):
+    optional = {"org.opencontainers.image.ref.name": annotated}
+    put_layers(repository, subject, simple_layer(subject, reference=reference, optional=optional))
+
+    found = [one.claims.reference for one in signatures(repository, subject)]
+    assert found == ([bound_to] if bound_to else [])
+
+
+def test_a_log_entry_in_a_bundle_by_a_key_hinders_nothing(repository, subject):
+    document = json.loads(bundle_bytes(subject))
+    document["verificationMaterial"]["tlogEntries"] = [{"logIndex": "1", "canonicalizedBody": "AA=="}]
+    document["verificationMaterial"]["timestampVerificationData"] = {"rfc3161Timestamps": []}
+    repository.add_referrer(subject, json.dumps(document).encode(), BUNDLE, artifact_type=BUNDLE)
+
+    (signature,) = signatures(repository, subject)
+    assert signature.verify([KEY.public]) == KEY.public.id
