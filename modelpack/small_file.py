@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from modelpack.errors import InvalidInputError, NotFoundError
+from modelpack.errors import InvalidInputError, MissingFileError
 
 
 def read_small_file(path: Path, *, limit: int, error: type[InvalidInputError] = InvalidInputError) -> bytes:
-    """At most ``limit`` bytes. Raises NotFoundError, and ``error`` for what cannot be read or is longer."""
+    """At most ``limit`` bytes. Raises MissingFileError, and ``error`` for what cannot be read or is longer."""
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError as problem:
-        raise NotFoundError(f"there is no file {path}") from problem
+        raise MissingFileError(f"there is no file {path}") from problem
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
     if len(content) > limit:

@@ -47,7 +47,13 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
     (e.PackedModelError, 1, "modelpack unpack REF makes its files usable"),
     (e.InvalidGGUFError, 1, "the file is damaged or hostile: fetch it again from where it came from"),
     (e.InvalidCheckpointError, 1, "fetch the checkpoint again; only safetensors checkpoints are read"),
+    (e.MissingFileError, 3, "name one that is there"),
     (e.NotFoundError, 3, "modelpack list shows what is in the store"),
+    (
+        e.ForeignRealmError,
+        4,
+        'if it belongs to the registry, allow it in config.toml: trusted_realms = ["ITS-HOST"], without the port',
+    ),
     (e.AccessDeniedError, 4, "modelpack login REGISTRY; for a gated model accept its terms and set HF_TOKEN"),
     (e.HubUnavailableError, 5, "try again; HF_ENDPOINT and HTTPS_PROXY say where the hub is looked for"),
     (e.RegistryUnavailableError, 5, "try again: what was transferred is kept"),

@@ -163,5 +163,5 @@ def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None
     if report.smoke:
         lines += smoke_lines(report.smoke)
     lines += attested_lines(attested)
-    lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
+    lines.append(f"{'verified' if report.passed else 'FAILED'}  {report.reference.pinned(report.descriptor.digest)}")
     app.answer(document, "\n".join(lines))

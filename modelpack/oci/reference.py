@@ -78,6 +78,10 @@ class Reference:
         """``name:tag``, the form that signatures are bound to."""
         return f"{self.name}:{self.tag or DEFAULT_TAG}"
 
+    def pinned(self, digest: Digest) -> str:
+        """``name:tag@digest``, what was found; without a tag that nobody named where a digest was asked for."""
+        return f"{self.name if self.digest and not self.tag else self.tagged}@{digest}"
+
     def with_tag(self, tag: str) -> "Reference":
         if not _TAG.fullmatch(tag):
             raise MalformedReferenceError(f"{tag!r} is not a tag")

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidContentError, MalformedReferenceError, NotFoundError
+from modelpack.errors import InvalidContentError, MalformedReferenceError, MissingFileError
 from modelpack.oci import strict_json
 from modelpack.oci.manifest import IMAGE_INDEX, Descriptor
 from modelpack.oci.reference import DEFAULT_TAG, Reference
@@ -53,7 +53,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
-        """Read an index.json. Raises NotFoundError, InvalidContentError."""
+        """Read an index.json. Raises MissingFileError, InvalidContentError."""
         return IndexFile(path).load()
 
     @classmethod
@@ -122,11 +122,11 @@ class IndexFile:
         self._known: _Snapshot | None = None
 
     def load(self) -> Index:
-        """The index as it is now. Raises NotFoundError, InvalidContentError."""
+        """The index as it is now. Raises MissingFileError, InvalidContentError."""
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(f"no OCI image layout in {self._path.parent}") from error
+            raise MissingFileError(f"no OCI image layout in {self._path.parent}") from error
         # The file of the last time stays open, so that no new file can have its inode number.
         now, known = _Snapshot(file), self._known
         if known is None or known.identity != now.identity:
