@@ -1,6 +1,7 @@
 """Running the registry until it is told to stop."""
 
 import contextlib
+import logging
 import signal
 import socket
 import ssl
@@ -41,6 +42,7 @@ def serve(
         config = uvicorn.Config(
             app,
             log_config=None,
+            log_level=logging.ERROR,  # many clients try TLS first on a loopback address, a warning each
             lifespan="off",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
