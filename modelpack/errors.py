@@ -62,6 +62,10 @@ class PackedModelError(UnsupportedError):
     code = "model.packed"
 
 
+class SeveralManifestsError(UnsupportedError):
+    """An index, where one model is wanted."""
+
+
 class UnknownArchitectureError(UnsupportedError):
     code = "architecture.unknown"
 

@@ -44,6 +44,7 @@ _TABLE: tuple[tuple[type[e.ModelpackError], int, str], ...] = (
         1,
         "such a model may talk nonsense; --allow-tokenizer-mismatch builds it all the same, and the artifact says so",
     ),
+    (e.SeveralManifestsError, 1, "modelpack index show REF lists them, with their tags and digests"),
     (e.PackedModelError, 1, "modelpack unpack REF makes its files usable"),
     (e.InvalidGGUFError, 1, "the file is damaged or hostile: fetch it again from where it came from"),
     (e.InvalidCheckpointError, 1, "fetch the checkpoint again; only safetensors checkpoints are read"),

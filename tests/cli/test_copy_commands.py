@@ -270,6 +270,10 @@ def test_an_index_lists_variants_with_what_tells_them_apart(modelpack, store, tm
         assert modelpack("tag", "mine:index", f"{address}/mine:index").code == 0
         pushed = modelpack("push", f"{address}/mine:index")
         assert pushed.code == 0, pushed.stderr
+        pulled = modelpack("pull", f"{address}/mine:index", "--insecure-skip-verify")
+        assert pulled.code == 1
+        assert "name one of them" in pulled.stderr
+        assert "next: modelpack index show REF lists them" in pulled.stderr
         again = modelpack(
             "index", "create", f"{address}/mine:again", f"{address}/mine@{one.digest}", "--remote", "--json"
         )
