@@ -15,7 +15,13 @@ from typing import BinaryIO
 
 from modelpack import tar
 from modelpack.atomic_file import sync_directory
-from modelpack.errors import DigestMismatchError, InvalidContentError, InvalidInputError, NotFoundError
+from modelpack.errors import (
+    DigestMismatchError,
+    InvalidContentError,
+    InvalidInputError,
+    MissingFileError,
+    NotFoundError,
+)
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
@@ -259,7 +265,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise NotFoundError(f"no archive {path}") from error
+        raise MissingFileError(f"no archive {path}") from error
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
 

@@ -62,6 +62,10 @@ class PackedModelError(UnsupportedError):
     code = "model.packed"
 
 
+class SeveralManifestsError(UnsupportedError):
+    """An index, where one model is wanted."""
+
+
 class UnknownArchitectureError(UnsupportedError):
     code = "architecture.unknown"
 
@@ -89,8 +93,16 @@ class NotFoundError(ModelpackError):
     code = "not-found"
 
 
+class MissingFileError(NotFoundError):
+    """A file or folder of this machine, named by a person."""
+
+
 class AccessDeniedError(ModelpackError):
     code = "access.denied"
+
+
+class ForeignRealmError(AccessDeniedError):
+    """A registry asks for its credentials at a site that is neither its own nor trusted."""
 
 
 class UnavailableError(ModelpackError):

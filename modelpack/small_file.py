@@ -5,7 +5,7 @@ import re
 import stat
 from pathlib import Path
 
-from modelpack.errors import InvalidInputError, NotFoundError
+from modelpack.errors import InvalidInputError, MissingFileError
 
 # What a shell has opened for us: "<(...)" and standard input. Somebody writes into it already, or it is at its end.
 _OPENED = re.compile(r"/dev/stdin|/(?:dev|proc/self)/fd/[0-9]+")
@@ -24,7 +24,7 @@ def read_small_file(
     """At most ``limit`` bytes of a regular file; never waits for anybody.
 
     ``pipe``: a person names this on the command line, where it may also be a pipe that the shell has opened,
-    ``/dev/stdin`` or ``<(...)``. Raises NotFoundError, and ``error`` for what cannot be read, is longer, or is no file.
+    ``/dev/stdin`` or ``<(...)``. Raises MissingFileError, and ``error`` for what cannot be read, is longer, or is no file.
     """
     try:
         # O_NONBLOCK: opening a named pipe waits for whoever opens its other end.
@@ -40,7 +40,7 @@ def read_small_file(
         finally:
             os.close(descriptor)
     except FileNotFoundError as problem:
-        raise NotFoundError(f"there is no file {path}") from problem
+        raise MissingFileError(f"there is no file {path}") from problem
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
     if len(content) > limit:

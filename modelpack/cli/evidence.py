@@ -206,7 +206,7 @@ def why(app: App, reference: str, keys: tuple[Path, ...]) -> None:
         "digest": str(stored.descriptor.digest),
         "facts": [fact.to_json() for fact in facts],
     }
-    lines = [f"{stored.reference.tagged}@{stored.descriptor.digest}"]
+    lines = [stored.reference.pinned(stored.descriptor.digest)]
     for fact in facts:
         sure = f"{_SURE[fact.voice.certainty]} {fact.voice.by}" if fact.value else ""
         lines.append(f"{fact.about:12}{fact.value or 'unknown'}" + (f"  [{sure}]" if sure else ""))

@@ -151,7 +151,7 @@ def _answer(reference: Reference, manifest: "Manifest") -> tuple[dict[str, objec
             for entry in manifest.manifests
         ],
     }
-    lines = [f"{reference.tagged}@{manifest.digest}"]
+    lines = [reference.pinned(manifest.digest)]
     for entry in manifest.manifests:
         size = _number(entry.annotations.get(SIZE))
         shown = entry.annotations.get(QUANTIZATION, "-"), human_size(size) if size is not None else "-"

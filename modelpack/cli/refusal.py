@@ -27,16 +27,19 @@ def refusing_download(wanted: Reference, policy: Policy) -> Iterator[None]:
 @contextlib.contextmanager
 def refusing_use(wanted: Reference, policy: Policy) -> Iterator[None]:
     """Around what decides before a model of the store is loaded."""
-    with _adding("nothing was loaded", wanted, policy):
+    with _adding("nothing was loaded", wanted, policy, is_stored=True):
         yield
 
 
 @contextlib.contextmanager
-def _adding(outcome: str, wanted: Reference, policy: Policy) -> Iterator[None]:
+def _adding(outcome: str, wanted: Reference, policy: Policy, *, is_stored: bool = False) -> Iterator[None]:
     try:
         yield
     except UntrustedError as error:
         if not getattr(error, "__notes__", None):
+            if is_stored and wanted.registry and isinstance(error, UnsignedError | InvalidSignatureError):
+                # Built or pulled, and signed there since: by a colleague, by CI, with cosign.
+                outcome += f"; the registry was not asked: modelpack pull {wanted} brings signatures made since"
             error.add_note(f"{outcome}; {advice(error, wanted, policy)}")
         raise
 

@@ -74,7 +74,7 @@ def push(
         "attested": [one.predicate_type for one in attested],
     }
     app.note(stopwatch.sentence("sent", result))
-    app.answer(document, f"{stored.reference.tagged}@{result.descriptor.digest}")
+    app.answer(document, stored.reference.pinned(result.descriptor.digest))
 
 
 @command("pull")

@@ -201,5 +201,5 @@ def _answer(app: App, report: "VerifyReport", attested: dict[str, object] | None
     if report.smoke:
         lines += smoke_lines(report.smoke)
     lines += attested_lines(attested)
-    lines.append(f"{outcome if report.passed else 'FAILED'}  {report.reference.tagged}@{report.descriptor.digest}")
+    lines.append(f"{outcome if report.passed else 'FAILED'}  {report.reference.pinned(report.descriptor.digest)}")
     app.answer(document, "\n".join(lines))

@@ -1,6 +1,7 @@
 """Running the registry until it is told to stop."""
 
 import contextlib
+import logging
 import signal
 import socket
 import ssl
@@ -12,7 +13,7 @@ import uvicorn
 
 from modelpack.embedded_registry.access import Account
 from modelpack.embedded_registry.app import create_app
-from modelpack.errors import AccessDeniedError, InvalidInputError, NotFoundError
+from modelpack.errors import AccessDeniedError, InvalidInputError, MissingFileError
 from modelpack.store import Store
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -31,9 +32,9 @@ def serve(
     """Serve ``store`` on a TCP port, 0 for a free one, until SIGINT or SIGTERM; returns when all is closed.
 
     With a ``certificate`` (chain and unencrypted private key, PEM files) it speaks TLS. ``on_ready`` hears the port as
-    soon as requests are answered. Requests in flight get a few seconds to end. Raises NotFoundError for a certificate
-    that is not there, InvalidInputError when it or the address cannot be used, AccessDeniedError for a port that needs
-    privileges.
+    soon as requests are answered. Requests in flight get a few seconds to end. Raises MissingFileError for a
+    certificate that is not there, InvalidInputError when it or the address cannot be used, AccessDeniedError for a port
+    that needs privileges.
     """
     app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK, account=account)
     chain, key = _check_certificate(certificate) if certificate else (None, None)
@@ -41,6 +42,7 @@ def serve(
         config = uvicorn.Config(
             app,
             log_config=None,
+            log_level=logging.ERROR,  # many clients try TLS first on a loopback address, a warning each
             lifespan="off",
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
@@ -55,7 +57,7 @@ def _check_certificate(certificate: tuple[Path, Path]) -> tuple[Path, Path]:
     chain, key = certificate
     for path in certificate:
         if not path.is_file():
-            raise NotFoundError(f"there is no file {path}")
+            raise MissingFileError(f"there is no file {path}")
     try:
         # The empty password keeps OpenSSL from asking for one at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=b"")

@@ -3,7 +3,7 @@
 A format is one file and one entry in FORMATS, and in CODECS when it is written, too.
 """
 
-from modelpack.errors import UnsupportedError
+from modelpack.errors import SeveralManifestsError, UnsupportedError
 from modelpack.formats.cncf import CncfCodec
 from modelpack.formats.docker import DockerCodec
 from modelpack.formats.model import Codec, Encoded, FileKind, Format, Model, ModelFile, PackedLayer
@@ -46,5 +46,6 @@ def codec_for(manifest: Manifest) -> Format:
         if known.reads(manifest):
             return known
     kind = manifest.artifact_type or (manifest.config.media_type if manifest.config else manifest.media_type)
-    what = "lists several manifests: name one of them" if manifest.is_index else "is not a model that modelpack reads"
-    raise UnsupportedError(f"{manifest.digest} {what} ({kind[:120]})")
+    if manifest.is_index:
+        raise SeveralManifestsError(f"{manifest.digest} lists several manifests: name one of them ({kind[:120]})")
+    raise UnsupportedError(f"{manifest.digest} is not a model that modelpack reads ({kind[:120]})")

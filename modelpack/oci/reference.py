@@ -100,6 +100,10 @@ class Reference:
         """``tagged`` in the one spelling of all that mean it."""
         return f"{self.plain_name}:{self.tag or DEFAULT_TAG}"
 
+    def pinned(self, digest: Digest) -> str:
+        """``name:tag@digest``, what was found; without a tag that nobody named where a digest was asked for."""
+        return f"{self.name if self.digest and not self.tag else self.tagged}@{digest}"
+
     def with_tag(self, tag: str) -> "Reference":
         if not _TAG.fullmatch(tag):
             raise MalformedReferenceError(f"{tag!r} is not a tag")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from modelpack.errors import AccessDeniedError, InvalidContentError, RegistryRefusedError
+from modelpack.errors import ForeignRealmError, InvalidContentError, RegistryRefusedError
 from modelpack.oci import strict_json
 from modelpack.registry.address import Origin, without_query
 from modelpack.registry.challenges import Challenge
@@ -143,7 +143,7 @@ class Authorizer:
             raise RegistryRefusedError(f"{self.registry} names a token server without TLS: {without_query(realm)}")
         credential = self._credential(scope)
         if credential and not self._may_receive_secrets(server):
-            raise AccessDeniedError(
+            raise ForeignRealmError(
                 f"{self.registry} asks to send its credentials to {server}, which is another site: not sent"
             )
         with self._ask(realm, challenge.parameters.get("service"), scopes, credential) as response:

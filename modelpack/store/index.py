@@ -2,7 +2,7 @@
 
 A name is the annotation ``org.opencontainers.image.ref.name`` (image specification 1.1, annotations.md). In our own
 store it is a full reference: ``repository:tag``, or ``repository@sha256:...`` for a manifest without a tag. In the
-layouts of others it is mostly a bare tag.
+layouts of others it is mostly a bare tag. ``cosign save`` gives no names; there an annotation says what is what.
 """
 
 import os
@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from modelpack.atomic_file import write_atomically
-from modelpack.errors import InvalidContentError, MalformedReferenceError, NotFoundError
+from modelpack.errors import InvalidContentError, MalformedReferenceError, MissingFileError
 from modelpack.oci import strict_json
 from modelpack.oci.manifest import IMAGE_INDEX, Descriptor
 from modelpack.oci.reference import DEFAULT_TAG, Reference
@@ -24,6 +24,12 @@ _MAX_SIZE = 64 << 20
 
 # What cosign's legacy scheme and the referrers fallback call a tag: it belongs to the digest in its name.
 _ATTACHMENT_TAG = re.compile(r"sha256-([0-9a-f]{64})(\.[a-z]+)?", re.ASCII)
+
+# What `cosign save` writes: one artifact, and the manifests that in a registry have a tag made of its digest
+# (github.com/sigstore/cosign, pkg/oci/layout/index.go).
+_COSIGN_KIND = "kind"
+_COSIGN_SAVED = ("dev.cosignproject.cosign/image", "dev.cosignproject.cosign/imageIndex")
+_COSIGN_ATTACHED = {"dev.cosignproject.cosign/sigs": ".sig", "dev.cosignproject.cosign/atts": ".att"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
-        """Read an index.json. Raises NotFoundError, InvalidContentError."""
+        """Read an index.json. Raises MissingFileError, InvalidContentError."""
         return IndexFile(path).load()
 
     @classmethod
@@ -65,8 +71,10 @@ class Index:
         manifests = document.get("manifests")
         if not isinstance(manifests, list):
             raise InvalidContentError(f"{path} has no list of manifests")
-        descriptors = (Descriptor.parse(item, what=str(path)) for item in manifests)
-        return cls(tuple(Entry(descriptor.annotations.get(REF_NAME, ""), descriptor) for descriptor in descriptors))
+        descriptors = [Descriptor.parse(item, what=str(path)) for item in manifests]
+        saved = [one for one in descriptors if one.annotations.get(_COSIGN_KIND) in _COSIGN_SAVED]
+        subject = saved[0] if len(saved) == 1 else None
+        return cls(tuple(Entry(_name(descriptor, subject), descriptor) for descriptor in descriptors))
 
     def save(self, path: Path) -> None:
         write_atomically(path, self.encode())
@@ -122,11 +130,11 @@ class IndexFile:
         self._known: _Snapshot | None = None
 
     def load(self) -> Index:
-        """The index as it is now. Raises NotFoundError, InvalidContentError."""
+        """The index as it is now. Raises MissingFileError, InvalidContentError."""
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(f"no OCI image layout in {self._path.parent}") from error
+            raise MissingFileError(f"no OCI image layout in {self._path.parent}") from error
         # The file of the last time stays open, so that no new file can have its inode number.
         now, known = _Snapshot(file), self._known
         if known is None or known.identity != now.identity:
@@ -149,6 +157,13 @@ class _Snapshot:
 def plain(descriptor: Descriptor) -> Descriptor:
     """The descriptor without what the index says about it."""
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+
+
+def _name(descriptor: Descriptor, saved: Descriptor | None) -> str:
+    """What the index calls it; signatures and attestations beside the one that cosign ``saved`` have their tag."""
+    suffix = _COSIGN_ATTACHED.get(descriptor.annotations.get(_COSIGN_KIND, ""))
+    attached = f"sha256-{saved.digest.hex}{suffix}" if saved and suffix else ""
+    return descriptor.annotations.get(REF_NAME, attached)
 
 
 def attached_to(tag: str | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from modelpack.errors import DigestMismatchError, InvalidContentError, NotFoundError
+from modelpack.errors import DigestMismatchError, InvalidContentError, MissingFileError, NotFoundError
 from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import ACCEPTED_TYPES, INDEX_TYPES, Descriptor, Manifest
@@ -35,7 +35,7 @@ def check_layout(path: Path) -> None:
         with (path / LAYOUT_FILE).open("rb") as file:
             raw = file.read(MAX_LAYOUT_FILE + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"no OCI image layout in {path}") from error
+        raise MissingFileError(f"no OCI image layout in {path}") from error
     check_version(raw, path)
 
 

@@ -53,14 +53,14 @@ class Work:
     before: Callable[[Path, str], None] = lambda _folder, _address: None
 
 
-def measure(work: Work, runs: int, folder: Path) -> dict[str, object]:
+def measure(work: Work, runs: int, folder: Path, registry_program: str) -> dict[str, object]:
     costs: dict[str, list[Cost]] = {command.tool: [] for command in work.commands}
     for number in range(runs):
         # The tools take turns at being first.
         turn = number % len(work.commands)
         for command in [*work.commands[turn:], *work.commands[:turn]]:
             with tempfile.TemporaryDirectory(dir=folder) as at, contextlib.ExitStack() as stack:
-                address = stack.enter_context(registry(Path(at))) if work.needs_registry else ""
+                address = stack.enter_context(registry(Path(at), registry_program)) if work.needs_registry else ""
                 work.before(Path(at), address)
                 settle()
                 costs[command.tool].append(run(command.make(Path(at), address)))

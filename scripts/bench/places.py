@@ -86,17 +86,17 @@ def payload(folder: Path, size: int) -> Path:
 
 
 @contextlib.contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """An empty registry on a free port; yields its address."""
+def registry(folder: Path, program: str) -> Iterator[str]:
+    """An empty registry on a free port, ours where ``program`` is not installed; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    if shutil.which("docker-registry"):
+    if shutil.which(program):
         config = folder / "registry.yml"
         config.write_text(
             "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
             f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
         )
-        command = ["docker-registry", "serve", str(config)]
+        command = [program, "serve", str(config)]
     else:
         command = [*MODELPACK, "registry", "serve", "--port", str(port), "--store", str(folder / "registry")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -57,6 +57,12 @@ def push(options: argparse.Namespace, folder: Path) -> Iterator[Work]:
 
         def store(at: Path, address: str, path: Path = path) -> None:
             run(build(at, path, name(address)))
+            if shutil.which("crane"):  # which takes a layout of one artifact
+                run([*MODELPACK, "copy", *in_store(at), f"store:{name(address)}", f"oci-layout:{at / 'layout'}:v1"])
+
+        def oras(_: Path, address: str, path: Path = path) -> list[str]:
+            target = f"{address}/bench/oras:v1"
+            return ["oras", "push", "--plain-http", "--no-tty", "--disable-path-validation", target, str(path)]
 
         def curl(at: Path, address: str) -> list[str]:
             blob = weights(at)
@@ -70,6 +76,8 @@ def push(options: argparse.Namespace, folder: Path) -> Iterator[Work]:
             ),
         ]
         skipped = add_if_installed(commands, "skopeo", skopeo_push)
+        skipped |= add_if_installed(commands, "crane", crane_push)
+        skipped |= add_if_installed(commands, "oras", oras)
         skipped |= add_if_installed(commands, "curl", curl)
         yield Work(f"push {size} MiB", commands, skipped, needs_registry=True, before=store)
 
@@ -95,6 +103,8 @@ def pull(options: argparse.Namespace, folder: Path) -> Iterator[Work]:
             ),
         ]
         skipped = add_if_installed(commands, "skopeo", skopeo_pull)
+        skipped |= add_if_installed(commands, "crane", crane_pull)
+        skipped |= add_if_installed(commands, "oras", oras_pull)
         skipped |= add_if_installed(commands, "curl, openssl", curl, needs=("curl", "openssl"))
         yield Work(f"pull {size} MiB", commands, skipped, needs_registry=True, before=publish)
 
@@ -104,7 +114,7 @@ def stubborn(options: argparse.Namespace, folder: Path) -> Iterator[Figures]:
     path = payload(folder, options.size[0])
     with tempfile.TemporaryDirectory(dir=folder) as directory, ExitStack() as stack:
         at = Path(directory)
-        address = stack.enter_context(registry(at))
+        address = stack.enter_context(registry(at, options.registry))
         run(build(at, path, name(address)))
         first, again = answer(push_from(at, address)), answer(push_from(at, address))
         yield Figures("push again", {"seconds": again["seconds"], "bytes sent": again["bytes_sent"]})
@@ -211,6 +221,19 @@ def skopeo_push(at: Path, address: str) -> list[str]:
 def skopeo_pull(at: Path, address: str) -> list[str]:
     target = f"oci:{at / 'skopeo'}:v1"
     return ["skopeo", "copy", "--quiet", "--src-tls-verify=false", f"docker://{name(address)}", target]
+
+
+def crane_push(at: Path, address: str) -> list[str]:
+    """Without hashing: it believes the layout."""
+    return ["crane", "push", str(at / "layout"), f"{address}/bench/crane:v1"]
+
+
+def crane_pull(at: Path, address: str) -> list[str]:
+    return ["crane", "pull", "--format=oci", name(address), str(at / "crane")]
+
+
+def oras_pull(at: Path, address: str) -> list[str]:
+    return ["oras", "pull", "--plain-http", "--no-tty", "--output", str(at / "oras-go"), name(address)]
 
 
 def add_if_installed(

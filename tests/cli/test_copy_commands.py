@@ -152,6 +152,25 @@ def test_copy_to_a_layout_and_back_keeps_digest_and_signature(modelpack, signed,
     assert modelpack("list", "--json", *elsewhere).json("list")["models"][0]["verified"] != "no"
 
 
+def test_what_cosign_saved_is_read_with_its_signatures(modelpack, signed, key_pair, elsewhere, tmp_path):
+    layout = tmp_path / "saved"
+    assert modelpack("copy", f"store:{NAME}", f"oci-layout:{layout}:v1").code == 0
+    index = json.loads((layout / "index.json").read_bytes())
+    # cosign save gives no names, says in an annotation what is what, and leaves referrers behind.
+    kinds = {"v1": "image", f"sha256-{signed.digest.hex}.sig": "sigs"}
+    name = "org.opencontainers.image.ref.name"
+    entries = {entry.get("annotations", {}).get(name): entry for entry in index["manifests"]}
+    index["manifests"] = [
+        entries[tag] | {"annotations": {"kind": f"dev.cosignproject.cosign/{kind}"}} for tag, kind in kinds.items()
+    ]
+    (layout / "index.json").write_text(json.dumps(index))
+
+    loaded = modelpack("copy", f"oci-layout:{layout}", "store:team/tiny:v1", "--key", key_pair[1], *elsewhere)
+    assert loaded.code == 0, loaded.stderr
+    tree = modelpack("tree", "team/tiny:v1", "--key", key_pair[1], *elsewhere)
+    assert "[cosign-legacy]" in tree.stdout
+
+
 def test_copy_from_an_archive_needs_a_signature_by_somebody_trusted(modelpack, store, elsewhere, tmp_path, key_pair):
     put_cncf_model(store, "mine:v1", WEIGHTS)
     assert modelpack("copy", "mine:v1", f"oci-archive:{tmp_path / 'a.tar'}:v1").code == 0
@@ -255,6 +274,10 @@ def test_an_index_lists_variants_with_what_tells_them_apart(modelpack, store, tm
         assert modelpack("tag", "mine:index", f"{address}/mine:index").code == 0
         pushed = modelpack("push", f"{address}/mine:index")
         assert pushed.code == 0, pushed.stderr
+        pulled = modelpack("pull", f"{address}/mine:index", "--insecure-skip-verify")
+        assert pulled.code == 1
+        assert "name one of them" in pulled.stderr
+        assert "next: modelpack index show REF lists them" in pulled.stderr
         again = modelpack(
             "index", "create", f"{address}/mine:again", f"{address}/mine@{one.digest}", "--remote", "--json"
         )

@@ -145,6 +145,24 @@ def test_a_push_to_a_second_repository_sends_no_weights(
     assert pull(modelpack, copy).code == 0
 
 
+def test_a_token_server_at_another_site_is_refused_with_the_setting_that_allows_it(
+    modelpack: Command, home: Path
+) -> None:
+    login = ("-u", "alice", "--password-stdin")
+    with FakeRegistry(auth="token") as server, FakeRegistry(auth="token", realm=f"{server.url}/token") as fake:
+        fake.tokens = server.tokens
+
+        refused = modelpack("login", fake.address, *login, stdin="s3cret-canary\n")
+        assert refused.code == 4
+        assert 'config.toml: trusted_realms = ["ITS-HOST"]' in refused.stderr
+
+        config = home / ".config/modelpack/config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text('trusted_realms = ["127.0.0.1"]\n')
+        allowed = modelpack("login", fake.address, *login, stdin="s3cret-canary\n")
+        assert allowed.code == 0, allowed.stderr
+
+
 def test_trusted_realms_is_a_setting(modelpack: Command, home: Path) -> None:
     config = home / ".config/modelpack/config.toml"
     config.parent.mkdir(parents=True)

@@ -3,6 +3,8 @@
 import base64
 import json
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -113,8 +115,17 @@ def serving(environment: dict[str, str], *arguments: object) -> Iterator[str]:
         yield json.loads(answer)["url"]
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        _, told = process.communicate(timeout=10)
     assert process.returncode == 0
+    assert "Invalid HTTP request" not in told
+
+
+def test_clients_that_try_tls_first_do_not_fill_the_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+    """As crane, oras, skopeo and cosign do before each command on a loopback address."""
+    with serving(environment, "--store", tmp_path / "store") as url:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection, pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(connection, server_hostname=host)
 
 
 @pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")

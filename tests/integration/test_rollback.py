@@ -68,6 +68,21 @@ def test_an_older_artifact_under_a_tag_is_refused_unless_it_is_wanted(modelpack,
     assert modelpack("pull", name).code == 0
 
 
+def test_what_was_signed_in_the_registry_since_comes_with_another_pull(modelpack, publisher, name, key_pair):
+    digest = publisher.publish(b"GGUF")
+    assert modelpack("pull", name, "--insecure-skip-verify").code == 0
+    publisher.publish(b"GGUF", hours_ago=0)
+
+    refused = modelpack("verify", name, "--trust-only", "--key", key_pair[1])
+    assert refused.code == 6
+    assert f"the registry was not asked: modelpack pull {name} brings signatures made since" in refused.stderr
+
+    assert modelpack("pull", name, "--key", key_pair[1]).code == 0
+    pinned = f"{publisher.reference.name}@{digest}"
+    verified = modelpack("verify", pinned, "--trust-only", "--key", key_pair[1])
+    assert verified.stdout.splitlines()[-1] == f"verified  {pinned}"  # no tag that nobody named
+
+
 def test_a_frozen_pull_fetches_what_was_locked_wherever_the_tag_points(modelpack, publisher, name, trusted, tmp_path):
     locked = publisher.publish(b"GGUF locked", hours_ago=2)
     answer = modelpack("lock", name, "--json").json("lock")

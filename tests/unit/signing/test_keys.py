@@ -79,6 +79,14 @@ def test_key_files_that_cosign_published_open_with_their_password(name):
         PrivateKey.load(pem, b"wrong")
 
 
+@pytest.mark.parametrize("name", ["cosign-bundle", "cosign-bundle-p384", "cosign-bundle-p521", "cosign-legacy-ed25519"])
+def test_key_files_that_cosign_3_made_or_imported_open_with_their_password(name):
+    key = PrivateKey.load((KEYS / f"{name}.key").read_bytes(), b"vectors")
+
+    assert key.public == PublicKey.load((KEYS / f"{name}.pub").read_bytes())
+    key.public.verify(key.sign(b"content"), b"content")
+
+
 @pytest.mark.parametrize("name", ["a", "b", "ed", "p384", "rsa"])
 def test_key_files_of_the_vectors_are_cosigns_and_refuse_a_wrong_password(name):
     pem = (KEYS / f"{name}.key").read_bytes()

@@ -1,7 +1,7 @@
 """What cosign and notation really wrote: every directory of tests/data/signing gives the answer it names."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +35,12 @@ NOTATION = Expected(error=UnsignedError, reason="notation")
 EXPECTED = {
     # Its signature is sound; what the attestation beside it says is for a rule that asks for attestations.
     "attested-test-failed": Expected("bundle"),
+    "cosign-bundle": Expected("bundle"),
+    "cosign-bundle-p384": Expected("bundle"),
+    "cosign-bundle-p521": Expected("bundle"),
+    "cosign-legacy-ed25519": Expected(error=InvalidSignatureError, reason="Ed25519ph"),
+    "cosign-legacy-p384": Expected("cosign-legacy"),
+    "cosign-two-signers": Expected("bundle"),
     "cosign2-attest-legacy-cdx": ATTESTATION_TAG,
     "cosign2-attest-legacy-test": ATTESTATION_TAG,
     "cosign2-sign-legacy-a": Expected("cosign-legacy"),
@@ -52,6 +58,8 @@ EXPECTED = {
     "neg-unsigned": Expected(error=UnsignedError),
     "notation-cose": NOTATION,
     "notation-jws": NOTATION,
+    "oras": Expected(error=UnsignedError),
+    "skopeo": Expected("cosign-legacy"),
 }
 
 
@@ -80,9 +88,26 @@ def test_vector(name):
         assert expected.reason in " ".join(reason for _, reason in caught.value.rejections)
 
 
-def test_annotations_that_cosign_signed_are_read():
-    repository = MemoryRepository.load(VECTORS / "cosign3-sign-legacy-a")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("cosign3-sign-legacy-a", {"env": "prod"}), ("cosign-bundle", {"env": "prod", "team": "models"})],
+)
+def test_annotations_that_cosign_signed_are_read(name, said):
+    repository = MemoryRepository.load(VECTORS / name)
     subject = repository.resolve("v1")
 
     (signature,) = find_signatures(repository, subject)
-    assert signature.claims.annotations == {"env": "prod"}
+    assert signature.claims.annotations == said
+
+
+def test_two_people_who_signed_with_cosign_in_its_two_forms_are_two():
+    repository = MemoryRepository.load(VECTORS / "cosign-two-signers")
+    case = json.loads((VECTORS / "cosign-two-signers" / "case.json").read_text())
+    keys = [PublicKey.load((VECTORS / "keys" / f"cosign-two-signers{one}.pub").read_bytes()) for one in ("", "-other")]
+    reference, subject = Reference.parse(f"{case['repository']}@{case['digest']}"), repository.resolve("v1")
+
+    rules = [replace(rule, threshold=2) for rule in Policy.of_keys(keys).rules]
+    verdict = check_trust(repository, reference, subject, replace(Policy.of_keys(keys), rules=tuple(rules)), now=NOW)
+
+    assert {signer.key_id for signer in verdict.signers} == {key.id for key in keys}
+    assert sorted(verdict.formats) == ["bundle", "cosign-legacy"]
