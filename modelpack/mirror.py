@@ -54,8 +54,8 @@ def missing_referrers(
 ) -> Iterator[str]:
     """The referrers and the legacy signature tags, of an artifact and all below it, that only the source has.
 
-    What the source lists but no longer has, or lists under a wrong subject, was nobody's to copy; ``left`` was left
-    behind on purpose.
+    What the source lists but no longer has, or lists under a wrong subject, was nobody's to copy, nor was what holds no
+    signatures under one of their tags; ``left`` was left behind on purpose.
     """
     rest = [(descriptor, 0)]
     seen: set[Digest] = set()
@@ -73,8 +73,8 @@ def missing_referrers(
                 yield str(referrer.digest)
         for suffix in _LEGACY_SUFFIXES:
             tag = f"sha256-{subject.digest.hex}.{suffix}"
-            wanted = _tagged(source, tag)
-            if wanted and wanted.digest not in left and _lacks(_tagged(target, tag), wanted):
+            wanted = tagged.mergeable_manifest(source, tag)
+            if wanted and wanted.digest not in left and _lacks(tagged.mergeable_manifest(target, tag), wanted):
                 yield tag
 
 
@@ -91,10 +91,3 @@ def _lacks(present: Manifest | None, wanted: Manifest) -> bool:
     if present is None:
         return True
     return len(present.layers) < tagged.MAX_TAG_LAYERS and bool(tagged.missing_layers(wanted, present))
-
-
-def _tagged(source: Source, tag: str) -> Manifest | None:
-    try:
-        return source.fetch_manifest(source.resolve(tag))
-    except NotFoundError:
-        return None

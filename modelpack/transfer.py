@@ -65,7 +65,7 @@ class CopyResult:
     bytes_resumed: int
     referrers_copied: int
     referrers_left: frozenset[Digest] = frozenset()
-    """More than anybody who verifies gets to read, or too large: not copied."""
+    """More than anybody who verifies gets to read, too large, or nothing that can be read: not copied."""
 
 
 @dataclass(slots=True)
@@ -76,6 +76,8 @@ class _Graph:
     referrers: dict[Digest, Manifest] = field(default_factory=dict)
     legacy_tags: dict[str, Manifest] = field(default_factory=dict)
     left: set[Digest] = field(default_factory=set)
+    unreadable: set[Digest] = field(default_factory=set)
+    """Referrers that are no manifests, or name some that are none."""
     room: int = 0
     """How many bytes more the referrers may have."""
 
@@ -122,6 +124,8 @@ def copy(
 
         if graph.left:
             progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
+        if graph.unreadable:
+            progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
     blobs = graph.blobs()
     if isinstance(target, LimitedTarget):
         target.check_limits(blobs)
@@ -140,7 +144,7 @@ def copy(
         bytes_copied=sum(blob.size for blob in copied),
         bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
         referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
-        referrers_left=frozenset(graph.left),
+        referrers_left=frozenset(graph.left | graph.unreadable),
     )
 
 
@@ -202,12 +206,22 @@ def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: in
             # The fallback tag outlives what it lists when somebody deletes with another tool.
             logger.info("referrer %s of %s is listed but gone", claimed.digest, subject)
             continue
+        except InvalidContentError as error:
+            # Anybody may attach anything, and nobody's copy shall fail for it.
+            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
+            graph.unreadable.add(claimed.digest)
+            continue
         if manifest.subject is None or manifest.subject.digest != subject:
             logger.warning("%s is listed as a referrer of %s, but is none: left behind", claimed.digest, subject)
             continue
         found: dict[Digest, Manifest] = {}
-        for child in manifest.manifests:
-            _walk(source, child, found, depth=depth + 1)
+        try:
+            for child in manifest.manifests:
+                _walk(source, child, found, depth=depth + 1)
+        except (NotFoundError, InvalidContentError) as error:
+            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
+            graph.unreadable.add(claimed.digest)
+            continue
         found[claimed.digest] = manifest
         if graph.make_room(found):
             graph.referrers |= found
@@ -220,8 +234,8 @@ def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: in
 def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _Graph) -> None:
     for suffix in _LEGACY_SUFFIXES:
         tag = f"sha256-{subject.hex}.{suffix}"
-        manifest = _fetch_if_present(source, tag)
-        if manifest is None or manifest.is_index:
+        manifest = tagged.mergeable_manifest(source, tag)
+        if manifest is None:
             continue
         # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
         if tagged.missing_layers(manifest, tagged.mergeable_manifest(target, tag)):

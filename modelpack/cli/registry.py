@@ -243,6 +243,7 @@ def registry() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
 @click.option("--read-only", is_flag=True, help="Refuse pushes and deletes.")
+@click.option("--proxy", metavar="REGISTRY", help="Fetch what is not here from this registry, and keep it; read-only.")
 @click.option("--user", help="Ask for this user, and the password of --password-file.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the password of --user.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Speak TLS with this certificate chain (PEM).")
@@ -252,6 +253,7 @@ def serve(
     host: str,
     port: int,
     read_only: bool,
+    proxy: str | None,
     user: str | None,
     password_file: Path | None,
     tls_cert: Path | None,
@@ -262,12 +264,18 @@ def serve(
     Without --user it asks nobody who they are: on a LAN everybody may pull, and push unless --read-only. Without
     --tls-cert it speaks plain HTTP, in which a password can be read on the way.
 
+    With --proxy it stands before another registry, asked with your credentials for it: whoever may pull here may pull
+    all that you may pull there. Each blob is fetched once, however many ask for it, and is verified before it is kept.
+    A tag is looked up there each time; when nobody answers there, what it was is served, and the log says so.
+
     \b
     modelpack registry serve --port 5000
     modelpack push localhost:5000/team/model:v1
+    modelpack registry serve --port 5001 --proxy ghcr.io
     modelpack registry serve --host 0.0.0.0 --read-only --user team --password-file pw --tls-cert c.pem --tls-key k.pem
     """
     from modelpack import embedded_registry
+    from modelpack.cli.places import connect_registry
 
     if (user is None) != (password_file is None):
         raise InvalidInputError("--user and --password-file belong together")
@@ -283,7 +291,8 @@ def serve(
         if host in ("127.0.0.1", "localhost", "::1"):
             return
         if account is None:
-            app.progress.warn(f"everybody who reaches {host} may pull{'' if read_only else ' and push'}")
+            may_push = not (read_only or proxy)
+            app.progress.warn(f"everybody who reaches {host} may pull{' and push' if may_push else ''}")
         elif certificate is None:
             app.progress.warn("without --tls-cert the password can be read on the way")
 
@@ -296,6 +305,7 @@ def serve(
             read_only=read_only,
             account=account,
             certificate=certificate,
+            upstream=connect_registry(app, proxy) if proxy else None,
             on_ready=ready,
         )
 

@@ -17,8 +17,10 @@ from modelpack.embedded_registry import blobs, listings, manifests, uploads
 from modelpack.embedded_registry.access import Account, unauthorized
 from modelpack.embedded_registry.errors import RefusedError, translate
 from modelpack.embedded_registry.requests import Call
+from modelpack.embedded_registry.upstream import Upstream
 from modelpack.errors import MalformedReferenceError, ModelpackError
 from modelpack.oci.reference import Reference
+from modelpack.registry.client import Registry
 from modelpack.store import Store, StoreRepository
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,12 @@ _ENDPOINTS = (
 
 
 def create_app(
-    store: Store, *, read_only: bool = False, loopback_only: bool = False, account: Account | None = None
+    store: Store,
+    *,
+    read_only: bool = False,
+    loopback_only: bool = False,
+    account: Account | None = None,
+    upstream: Registry | None = None,
 ) -> Starlette:
     """The distribution API over ``store``.
 
@@ -73,8 +80,13 @@ def create_app(
     With ``loopback_only`` a Host that is not this machine's is refused: a page in a browser, whose name was pointed at
     127.0.0.1, cannot read or write models then. A page of another site can never write. With an ``account`` every
     request has to name it.
+
+    With ``upstream`` it is read-only, and a name is that of a repository there: what is asked for comes from there into
+    the store, see ``upstream``.
     """
     sessions = uploads.Uploads(store)
+    behind = Upstream(store, upstream) if upstream else None
+    read_only = read_only or behind is not None
 
     async def answer(request: Request) -> Response:
         if loopback_only and not _is_loopback(request.url.hostname):
@@ -99,8 +111,8 @@ def create_app(
             why = "this registry is read-only" if read_only else f"{request.method} is not possible here"
             raise RefusedError(405, "UNSUPPORTED", why, {"Allow": ", ".join(sorted(allowed))})
         name, item = match["name"], match.groupdict().get("item", "")
-        repository = await run_in_threadpool(_repository, store, name, request.headers.get("host"))
-        return await handler(Call(request, store, sessions, repository, item))
+        repository = await run_in_threadpool(_repository, store, name, request.headers.get("host"), behind)
+        return await handler(Call(request, store, sessions, repository, item, behind))
 
     async def guarded(request: Request) -> Response:
         try:
@@ -138,8 +150,10 @@ async def _require(account: Account, authorization: str | None) -> None:
         raise unauthorized("wrong user or password")
 
 
-def _repository(store: Store, name: str, host: str | None) -> StoreRepository:
+def _repository(store: Store, name: str, host: str | None, upstream: Upstream | None) -> StoreRepository:
     try:
+        if upstream:
+            return upstream.repository(name)
         repository = store.repository(name)
         with_host = store.repository(Reference.parse(f"{host}/{name}").name) if host else repository
     except MalformedReferenceError as error:

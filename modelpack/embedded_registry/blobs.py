@@ -16,6 +16,8 @@ async def head(call: Call) -> Response:
     # Whoever hears that it is there will not send it, so it has to stay until the manifest comes.
     wanted = parse_digest(call.item)
     size = await run_in_threadpool(partial(call.store.hold, wanted, if_present=True))
+    if size is None and call.upstream:
+        size = (await run_in_threadpool(call.upstream.describe, call.repository, wanted)).size
     if size is None:
         raise _unknown(call)
     return Response(headers=_headers(wanted, size))
@@ -24,6 +26,10 @@ async def head(call: Call) -> Response:
 async def get(call: Call) -> Response:
     wanted = parse_digest(call.item)
     size = await run_in_threadpool(call.store.blobs.size, wanted)
+    fetch = None
+    if size is None and call.upstream:
+        fetch = await run_in_threadpool(call.upstream.fetch, call.repository, wanted)
+        size = fetch.descriptor.size
     if size is None:
         raise _unknown(call)
     span = parse_range(call.request.headers.get("range"), size)
@@ -31,7 +37,11 @@ async def get(call: Call) -> Response:
     headers = _headers(wanted, end - start)
     if span:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return StreamingResponse(_stream(call.store, wanted, start, end), 206 if span else 200, headers)
+    if fetch and call.upstream:
+        content = call.upstream.follow(fetch, start, end)
+    else:
+        content = _stream(call.store, wanted, start, end)
+    return StreamingResponse(content, 206 if span else 200, headers)
 
 
 async def delete(call: Call) -> Response:

@@ -12,6 +12,7 @@ from modelpack.errors import (
     MalformedReferenceError,
     ModelpackError,
     NotFoundError,
+    UnavailableError,
 )
 
 
@@ -39,6 +40,7 @@ def translate(error: ModelpackError) -> RefusedError:
         (AccessDeniedError, 403, "DENIED"),
         # Not 500: a full disk is no reason to try again at once.
         (InsufficientDiskError, 507, "UNKNOWN"),
+        (UnavailableError, 503, "UNAVAILABLE"),
     ):
         if isinstance(error, kind):
             return RefusedError(status, code, str(error))

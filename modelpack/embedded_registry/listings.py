@@ -13,16 +13,24 @@ from modelpack.store import Store
 
 
 async def tags(call: Call) -> Response:
-    if not await run_in_threadpool(call.repository.exists):
+    if call.upstream:
+        found = await run_in_threadpool(call.upstream.tags, call.repository)
+    elif await run_in_threadpool(call.repository.exists):
+        found = await run_in_threadpool(call.repository.list_tags)
+    else:
         raise RefusedError(404, "NAME_UNKNOWN", f"no repository {call.repository.name}")
-    page, headers = _page(call.request, await run_in_threadpool(call.repository.list_tags))
+    page, headers = _page(call.request, found)
     # The name as the client knows it: the store's may have this host in front.
     name = call.request.url.path.removeprefix("/v2/").removesuffix("/tags/list")
     return JSONResponse({"name": name, "tags": page}, headers=headers)
 
 
 async def referrers(call: Call) -> Response:
-    found = await run_in_threadpool(call.repository.list_referrers, parse_digest(call.item))
+    subject = parse_digest(call.item)
+    if call.upstream:
+        found = await run_in_threadpool(call.upstream.referrers, call.repository, subject)
+    else:
+        found = await run_in_threadpool(call.repository.list_referrers, subject)
     wanted = call.request.query_params.get("artifactType")
     headers = {"Content-Type": IMAGE_INDEX}
     if wanted:

@@ -7,17 +7,22 @@ from modelpack.embedded_registry.errors import RefusedError
 from modelpack.embedded_registry.requests import Call, parse_digest, read_bounded
 from modelpack.errors import InvalidContentError, MalformedReferenceError, NotFoundError
 from modelpack.oci.manifest import MAX_MANIFEST_SIZE, Manifest
+from modelpack.oci.reference import Reference
 
 _MAX_TAGS = 16
 
 
 async def get(call: Call) -> Response:
     def find() -> Manifest:
+        if call.upstream:
+            # It goes into the address of another request.
+            _ = parse_digest(call.item) if ":" in call.item else Reference(None, "any").with_tag(call.item)
+            return call.upstream.manifest(call.repository, call.item)
         return call.repository.fetch_manifest(call.repository.resolve(call.item))
 
     try:
         manifest = await run_in_threadpool(find)
-    except (NotFoundError, InvalidContentError) as error:
+    except (NotFoundError, InvalidContentError, MalformedReferenceError) as error:
         raise RefusedError(404, "MANIFEST_UNKNOWN", str(error)) from error
     headers = {"Content-Type": manifest.media_type, "Docker-Content-Digest": str(manifest.digest)}
     return Response(manifest.raw, headers=headers)

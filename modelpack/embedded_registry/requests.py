@@ -13,6 +13,7 @@ from modelpack.store import Store, StoreRepository
 
 if TYPE_CHECKING:
     from modelpack.embedded_registry.uploads import Uploads
+    from modelpack.embedded_registry.upstream import Upstream
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
@@ -26,6 +27,7 @@ class Call:
     uploads: "Uploads"
     repository: StoreRepository
     item: str = ""
+    upstream: "Upstream | None" = None
 
 
 def parse_digest(text: str | None) -> Digest:

@@ -14,6 +14,7 @@ import uvicorn
 from modelpack.embedded_registry.access import Account
 from modelpack.embedded_registry.app import create_app
 from modelpack.errors import AccessDeniedError, InvalidInputError, MissingFileError
+from modelpack.registry.client import Registry
 from modelpack.store import Store
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -27,6 +28,7 @@ def serve(
     read_only: bool = False,
     account: Account | None = None,
     certificate: tuple[Path, Path] | None = None,
+    upstream: Registry | None = None,
     on_ready: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Serve ``store`` on a TCP port, 0 for a free one, until SIGINT or SIGTERM; returns when all is closed.
@@ -34,9 +36,9 @@ def serve(
     With a ``certificate`` (chain and unencrypted private key, PEM files) it speaks TLS. ``on_ready`` hears the port as
     soon as requests are answered. Requests in flight get a few seconds to end. Raises MissingFileError for a
     certificate that is not there, InvalidInputError when it or the address cannot be used, AccessDeniedError for a port
-    that needs privileges.
+    that needs privileges. What is not in the store comes from ``upstream``.
     """
-    app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK, account=account)
+    app = create_app(store, read_only=read_only, loopback_only=host in _LOOPBACK, account=account, upstream=upstream)
     chain, key = _check_certificate(certificate) if certificate else (None, None)
     with _listen(host, port) as listener:
         config = uvicorn.Config(

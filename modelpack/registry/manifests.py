@@ -47,6 +47,11 @@ def resolve(endpoint: Endpoint, selector: str) -> Descriptor:
 
 def fetch(endpoint: Endpoint, descriptor: Descriptor) -> Manifest:
     """The manifest, its bytes checked before they are parsed."""
+    return Manifest.parse(fetch_raw(endpoint, descriptor), media_type=descriptor.media_type)
+
+
+def fetch_raw(endpoint: Endpoint, descriptor: Descriptor) -> bytes:
+    """The bytes of a manifest, checked."""
     if descriptor.size > MAX_MANIFEST_SIZE:
         raise InvalidContentError(f"manifest {descriptor.digest} has {descriptor.size} bytes, too many for a manifest")
     what = f"{endpoint.full_name}@{descriptor.digest}"
@@ -61,7 +66,7 @@ def fetch(endpoint: Endpoint, descriptor: Descriptor) -> Manifest:
         raise InvalidContentError(
             f"{what} is served as {printable(media_type)}, but listed as {printable(descriptor.media_type)}"
         )
-    return Manifest.parse(raw, media_type=descriptor.media_type)
+    return raw
 
 
 def put(endpoint: Endpoint, manifest: Manifest, selector: str) -> Response:

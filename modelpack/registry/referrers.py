@@ -6,9 +6,11 @@ each other's entries: after writing we look again, and write again until our ent
 """
 
 import logging
+import re
 from collections.abc import Callable
 
 from modelpack.errors import InvalidContentError, NotFoundError, RegistryUnavailableError
+from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import IMAGE_INDEX, MAX_MANIFEST_SIZE, Descriptor, Manifest, image_index
 from modelpack.registry import manifests
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_REFERRERS = 10_000
 _ROUNDS = 12
+# Image specification 1.1, descriptor.md, "Digests".
+_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII)
 _NO_API = (301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 406, 410, 415, 501)
 
 
@@ -66,12 +70,16 @@ def withdraw(endpoint: Endpoint, referrer: Manifest) -> None:
     subject = referrer.subject
     if subject is None or _fallback_index(endpoint, subject.digest) is None:
         return
-    _keep(
-        endpoint,
-        subject.digest,
-        is_done=lambda entries: all(known.digest != referrer.digest for known in entries),
-        change=lambda entries: [known for known in entries if known.digest != referrer.digest],
-    )
+    try:
+        _keep(
+            endpoint,
+            subject.digest,
+            is_done=lambda entries: all(known.digest != referrer.digest for known in entries),
+            change=lambda entries: [known for known in entries if known.digest != referrer.digest],
+        )
+    except InvalidContentError as error:
+        # What is gone is ignored by whoever reads the list.
+        logger.warning("%s is deleted, and stays listed: %s", referrer.digest, error)
 
 
 def _keep(
@@ -81,10 +89,11 @@ def _keep(
     is_done: Callable[[list[Descriptor]], bool],
     change: Callable[[list[Descriptor]], list[Descriptor]],
 ) -> None:
+    """Raises InvalidContentError where the tag holds something else than a list, or one that we cannot write again."""
     retries = endpoint.session.retries
     stayed = 0
     for count in range(_ROUNDS):
-        index = _fallback_index(endpoint, subject)
+        index = _writable_index(endpoint, subject)
         entries = _entries(index)
         if is_done(entries):
             # Seen once may be seen by a writer who read before us and writes after: look twice after a write.
@@ -128,22 +137,59 @@ def _from_api(endpoint: Endpoint, subject: Digest) -> list[Descriptor] | None:
     for response in answers:
         if response.status != 200 or response.content_type != IMAGE_INDEX:
             return None
-        found += Manifest.parse(response.read(MAX_MANIFEST_SIZE), media_type=IMAGE_INDEX).manifests
+        found += _read_index(response.read(MAX_MANIFEST_SIZE)).manifests
         if len(found) > _MAX_REFERRERS:
             raise InvalidContentError(f"{what} are more than {_MAX_REFERRERS}")
     return found
 
 
-def _fallback_index(endpoint: Endpoint, subject: Digest) -> Manifest | None:
-    """The index under the fallback tag. GitLab answers there with the subject itself: that is no index of ours."""
+def _writable_index(endpoint: Endpoint, subject: Digest) -> Manifest | None:
+    """The index under the fallback tag, every entry of which we read, so that none is lost when it is written again.
+
+    Raises InvalidContentError for anything else, as the specification has it ("Pushing Manifests with Subject"), but
+    for the subject itself, which GitLab answers with there.
+    """
+    tag = fallback_tag(subject)
     try:
-        found = manifests.fetch_if_present(endpoint, fallback_tag(subject))
+        found = manifests.fetch_if_present(endpoint, tag)
+    except InvalidContentError as error:
+        raise InvalidContentError(f"the tag {tag} of {endpoint.full_name} cannot be added to: {error}") from error
+    if found is None or found.digest == subject:
+        return None
+    if found.media_type != IMAGE_INDEX:
+        raise InvalidContentError(
+            f"the tag {tag} of {endpoint.full_name} is an artifact, where the list of those"
+            " that refer to another is wanted"
+        )
+    return found
+
+
+def _fallback_index(endpoint: Endpoint, subject: Digest) -> Manifest | None:
+    """What can be read of the index under the fallback tag; None when there is none."""
+    try:
+        descriptor = manifests.resolve(endpoint, fallback_tag(subject))
+        if descriptor.media_type != IMAGE_INDEX or descriptor.digest == subject:
+            return None
+        return _read_index(manifests.fetch_raw(endpoint, descriptor))
+    except NotFoundError:
+        return None
     except InvalidContentError as error:
         logger.warning("the referrers tag of %s@%s is not an index: %s", endpoint.full_name, subject, error)
         return None
-    if found is None or found.media_type != IMAGE_INDEX or found.digest == subject:
-        return None
-    return found
+
+
+def _read_index(raw: bytes) -> Manifest:
+    """An index without its entries under digests of other algorithms than ours, which others may list beside ours."""
+    document = strict_json.parse_object(raw, what="a list of referrers")
+    entries = document.get("manifests")
+    if isinstance(entries, list):
+        document["manifests"] = [entry for entry in entries if not _is_foreign(entry)]
+    return Manifest.parse(strict_json.canonical(document), media_type=IMAGE_INDEX)
+
+
+def _is_foreign(entry: object) -> bool:
+    digest = entry.get("digest") if isinstance(entry, dict) else None
+    return isinstance(digest, str) and not digest.startswith("sha256:") and _DIGEST.fullmatch(digest) is not None
 
 
 def _entries(index: Manifest | None) -> list[Descriptor]:

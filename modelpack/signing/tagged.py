@@ -25,7 +25,9 @@ def tagged_manifest(source: Source, tag: str) -> Manifest | None:
 
 
 def mergeable_manifest(target: Source, tag: str) -> Manifest | None:
-    """What a copy adds to; None for what holds no layers too, which it overwrites: nobody can read it as signatures."""
+    """What a copy takes and adds to; None for what holds no layers too, which it leaves behind, and overwrites: nobody
+    can read it as signatures.
+    """
     return _look(target, tag)[0]
 
 
@@ -33,11 +35,13 @@ def _look(source: Source, tag: str) -> tuple[Manifest | None, str | None]:
     """What holds layers under the tag, or why what is there holds none."""
     try:
         descriptor = source.resolve(tag)
+        if descriptor.size > MAX_MANIFEST_SIZE:
+            return None, f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}"
+        manifest = source.fetch_manifest(descriptor)
     except NotFoundError:
         return None, None
-    if descriptor.size > MAX_MANIFEST_SIZE:
-        return None, f"manifest has {descriptor.size} bytes, more than {MAX_MANIFEST_SIZE}"
-    manifest = source.fetch_manifest(descriptor)
+    except InvalidContentError as error:
+        return None, str(error)
     if manifest.is_index:
         return None, "it is an index where an image manifest of signatures is wanted"
     return manifest, None

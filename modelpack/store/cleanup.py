@@ -91,8 +91,7 @@ class Graph:
         manifest = self.manifest(entry.descriptor)
         if manifest and manifest.subject:
             return manifest.subject.digest
-        attached = attached_to(entry.tag)
-        return Digest.from_hex(attached) if attached else None
+        return _attached(entry)
 
     def family(self, index: Index, roots: Iterable[Digest]) -> set[Digest]:
         """The roots, all below them, and all that is attached to any of these, directly or not."""
@@ -118,6 +117,11 @@ class Graph:
         return family
 
 
+def _attached(entry: Entry) -> Digest | None:
+    attached = attached_to(entry.tag)
+    return Digest.from_hex(attached) if attached else None
+
+
 def plan_removal(graph: Graph, index: Index, blobs: Blobs, repository: str, doomed: tuple[Entry, ...]) -> Cleanup:
     """Take ``doomed`` out of ``repository``, with all that only they keep there: the manifests below them, and what
     is attached to these (signatures, reports). Blobs go when no entry of the whole store needs them.
@@ -132,11 +136,12 @@ def plan_removal(graph: Graph, index: Index, blobs: Blobs, repository: str, doom
         # A tag keeps what it names. So does a manifest that came by its digest, unless it hangs on what goes.
         if (entry.tag and not attached_to(entry.tag)) or entry.descriptor.digest not in gone
     ]
-    kept = graph.family(staying, keepers)
+    left = gone - graph.family(staying, keepers)
+    # What several are attached by the same bytes (a signature's, or what two packings unpack to) goes tag by tag.
     leaving = tuple(
         entry
         for entry in own.entries
-        if entry.name in names or (entry.descriptor.digest in gone and entry.descriptor.digest not in kept)
+        if entry.name in names or entry.descriptor.digest in left or _attached(entry) in left
     )
     leaving_names = {entry.name for entry in leaving}
     rest = index.without(lambda entry: entry.name in leaving_names)

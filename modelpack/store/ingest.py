@@ -119,12 +119,17 @@ class Ingest:
 
     def publish(self, file: int, temporary: Path, digest: Digest) -> None:
         """Make a complete file on the store's file system visible as a blob. The caller has hashed it; ``file`` has
-        it open.
+        it open. A file that cannot be synced is gone.
         """
         with disk_errors(temporary):
             os.fchmod(file, _BLOB_MODE)
             os.utime(file)  # A clean-up spares what is young, and an adopted file may be old.
-            os.fsync(file)
+            try:
+                os.fsync(file)
+            except OSError:
+                # The next sync would succeed, and the page cache would still show what no disk holds.
+                temporary.unlink(missing_ok=True)
+                raise
             temporary.rename(self._blobs.path(digest))
             sync_directory(self._blobs.directory)
 

@@ -5,6 +5,7 @@ moment costs at most the record that was being written. After a power loss the f
 says: the checksum of each segment tells which.
 """
 
+import itertools
 import os
 import struct
 import zlib
@@ -33,7 +34,7 @@ class Journal:
         self.segment_size = segment_size
         self.checksums: dict[int, int] = {}
         self._file = os.open(path, _FLAGS, 0o600)
-        header = _sealed(_HEADER.pack(_VERSION, bytes.fromhex(descriptor.digest.hex), self.size, segment_size))
+        header = _header(descriptor, segment_size)
         content = _read(self._file)
         self.is_new = not content.startswith(header)
         if self.is_new:
@@ -82,6 +83,24 @@ class Journal:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def arrived(path: Path, descriptor: Descriptor) -> int:
+    """Bytes from the beginning without a gap of a blob that somebody else is fetching; 0 where no journal says so."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    header = _header(descriptor, SEGMENT_SIZE)
+    if not content.startswith(header):
+        return 0
+    present = {segment for segment, _ in _records(content[len(header) :])}
+    whole = next(segment for segment in itertools.count() if segment not in present)
+    return min(whole * SEGMENT_SIZE, descriptor.size)
+
+
+def _header(descriptor: Descriptor, segment_size: int) -> bytes:
+    return _sealed(_HEADER.pack(_VERSION, bytes.fromhex(descriptor.digest.hex), descriptor.size, segment_size))
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int]]:

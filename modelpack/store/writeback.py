@@ -4,10 +4,14 @@ A gigabyte that waits in the page cache for its one fsync takes half a second on
 which nothing else moves.
 """
 
+import contextlib
+import logging
 import os
 import threading
 from types import TracebackType
 from typing import Self
+
+_log = logging.getLogger(__name__)
 
 _EVERY = 64 << 20
 
@@ -15,8 +19,9 @@ _EVERY = 64 << 20
 class Writeback:
     """Syncs an open file on a thread of its own whenever another 64 MiB were written. A context manager.
 
-    Leaving it without an error raises the OSError that a sync met: the kernel tells of it once, and would not again
-    when the file is synced at its end.
+    The kernel tells once that a sync failed, forgets what it could not write, and goes on showing it to readers. So
+    whoever leaves without another error, or with one of the disk, gets this one, and the file is emptied: the next try
+    shall not find what no disk holds.
     """
 
     def __init__(self, file: int, *, every: int = _EVERY) -> None:
@@ -35,11 +40,21 @@ class Writeback:
             if self._unsynced < self._every or self._is_over:
                 return
             if self._thread is None:
-                # A copy of the descriptor, for a thread that is left behind in a sync.
-                file = os.dup(self._file)
-                self._thread = threading.Thread(target=self._run, args=(file,), name="modelpack-sync", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
+
+    def _start(self) -> None:
+        # A copy of the descriptor, for a thread that is left behind in a sync.
+        file = os.dup(self._file)
+        thread = threading.Thread(target=self._run, args=(file,), name="modelpack-sync", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # as many threads as the system allows: then the end has more to sync
+            os.close(file)
+            self._unsynced = 0
+            _log.info("no thread to sync a file with: %s", error)
+        else:
+            self._thread = thread
 
     def _run(self, file: int) -> None:
         try:
@@ -47,6 +62,9 @@ class Writeback:
                 os.fsync(file)
         except OSError as error:
             self._failure = error
+            _log.warning("the disk does not keep what is written: %s", error)
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
         finally:
             os.close(file)
 
@@ -67,5 +85,5 @@ class Writeback:
             self._changed.notify()
         if error is None and self._thread is not None:
             self._thread.join()
-            if self._failure is not None:
-                raise self._failure
+        if self._failure is not None and (error is None or isinstance(error, OSError)):
+            raise self._failure

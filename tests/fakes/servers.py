@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from modelpack.embedded_registry import Account, create_app
+from modelpack.registry.client import Registry
 from modelpack.store import Store
 
 
@@ -22,11 +23,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def running_registry(store: Store, *, read_only: bool = False, account: Account | None = None) -> Iterator[str]:
+def running_registry(
+    store: Store, *, read_only: bool = False, account: Account | None = None, upstream: Registry | None = None
+) -> Iterator[str]:
     """The embedded registry over ``store`` on a free loopback port; yields ``127.0.0.1:PORT``."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as ``serve`` does
-        app = create_app(store, read_only=read_only, loopback_only=True, account=account)
+        app = create_app(store, read_only=read_only, loopback_only=True, account=account, upstream=upstream)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2)
         server = _Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

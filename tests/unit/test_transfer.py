@@ -336,6 +336,60 @@ def test_what_cannot_be_signatures_at_the_target_hinders_no_copy(
     assert signed_with(there, tag) == [(payload.digest, "alice")]
 
 
+@pytest.mark.parametrize(
+    ("media_type", "raw"),
+    [
+        (IMAGE_INDEX, image_index([]).raw),
+        (IMAGE_MANIFEST, b" " * MAX_MANIFEST_SIZE + image_index([]).raw),
+        (IMAGE_MANIFEST, b"no JSON"),
+    ],
+    ids=["an index", "too large", "no manifest"],
+)
+def test_what_cannot_be_signatures_at_the_source_hinders_no_copy(
+    here: FakeRegistry, there: FakeRegistry, media_type: str, raw: bytes
+) -> None:
+    here.referrers_api = False
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    tag = legacy_tag(model, "sig")
+    attestation = here.add_artifact("me/tiny", b"attestation", tag=legacy_tag(model, "att"))
+    here.tags["me/tiny", tag] = str(Digest.of(raw))
+    here.manifests["me/tiny", str(Digest.of(raw))] = (media_type, raw)
+    source, target = open_repository(here), open_repository(there)
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1")
+
+    assert result.referrers_copied == 1
+    assert there.tags == {
+        ("me/tiny", "v1"): str(model.digest),
+        ("me/tiny", legacy_tag(model, "att")): str(attestation.digest),
+    }
+
+
+def test_a_referrer_that_cannot_be_read_is_left_behind_with_a_warning(here: FakeRegistry, there: FakeRegistry) -> None:
+    here.referrers_api = False
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    signature = here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    broken = here.add_blob(b"no JSON", IMAGE_MANIFEST)
+    here.manifests["me/tiny", str(broken.digest)] = (IMAGE_MANIFEST, b"no JSON")
+    huge = Descriptor(IMAGE_MANIFEST, Digest.of(b"huge"), MAX_MANIFEST_SIZE + 1)
+    # An index that is attached, and lists what nobody has.
+    gone = Descriptor.of(b"gone", IMAGE_MANIFEST)
+    hollow = image_index([gone], subject=model.descriptor)
+    here.add_manifest("me/tiny", hollow)
+    here.add_manifest(
+        "me/tiny",
+        image_index([signature.descriptor, broken, huge, hollow.descriptor]),
+        tag=f"sha256-{model.digest.hex}",
+    )
+    source, target, progress = open_repository(here), open_repository(there), Warned()
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1", progress=progress)
+
+    assert set(there.manifests) == {("me/tiny", str(model.digest)), ("me/tiny", str(signature.digest))}
+    assert result.referrers_left == {broken.digest, huge.digest, hollow.digest}
+    assert progress.warnings == [f"3 that refer to {model.digest} cannot be read: left behind"]
+
+
 def test_a_pull_that_breaks_leaves_the_tag_alone_and_goes_on_later(here: FakeRegistry, tmp_path: Path) -> None:
     manifest = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     weights = manifest.layers[0]

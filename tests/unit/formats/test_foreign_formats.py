@@ -465,6 +465,7 @@ def test_two_packings_of_the_same_files_are_both_known_and_one_outlives_the_othe
     assert all(find_unpacked(store, repository, one) for one in made)
 
     store.remove(Reference.parse(f"foreign@{made[0].digest}"))
+    assert repository.list_tags() == [f"sha256-{made[1].digest.hex}.unpacked", "v1"]
     left = find_unpacked(store, repository, made[1])
     assert left is not None
     assert contents(store, left.model) == {"m.gguf": GGUF}

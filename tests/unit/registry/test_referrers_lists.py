@@ -1,13 +1,23 @@
 """Referrers through the API and through the fallback tag."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from fakes.registry import FakeRegistry
 
-from modelpack.errors import AccessDeniedError, RegistryUnavailableError
-from modelpack.oci.manifest import EMPTY_CONFIG, Descriptor, Manifest, image_index, image_manifest
+from modelpack.errors import AccessDeniedError, InvalidContentError, RegistryUnavailableError
+from modelpack.oci.digest import Digest
+from modelpack.oci.manifest import (
+    EMPTY_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    Descriptor,
+    Manifest,
+    image_index,
+    image_manifest,
+)
 from modelpack.oci.target import write_whole
 from modelpack.registry.client import Registry, Repository, connect
 from modelpack.registry.retry import Retries
@@ -178,3 +188,45 @@ def test_a_deleted_referrer_leaves_the_fallback_list(old: tuple[FakeRegistry, Re
     repository.delete(str(first.digest))
 
     assert repository.list_referrers(subject.digest) == [second.descriptor]
+
+
+def list_by_hand(fake: FakeRegistry, subject: Manifest, *entries: dict[str, object]) -> str:
+    raw = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries}).encode()
+    fake.manifests["me/tiny", str(Digest.of(raw))] = (IMAGE_INDEX, raw)
+    fake.tags["me/tiny", f"sha256-{subject.digest.hex}"] = str(Digest.of(raw))
+    return str(Digest.of(raw))
+
+
+FOREIGN = {"mediaType": IMAGE_MANIFEST, "digest": "sha512:" + "a" * 128, "size": 9}
+
+
+def test_an_entry_under_another_kind_of_digest_hides_no_other(old: tuple[FakeRegistry, Repository]) -> None:
+    fake, repository = old
+    subject = fake.add_artifact("me/tiny", b"weights")
+    known = Descriptor.of(b"signature", IMAGE_MANIFEST)
+    list_by_hand(fake, subject, FOREIGN, known.to_json())
+
+    assert repository.list_referrers(subject.digest) == [known]
+
+
+def test_a_list_that_cannot_be_written_again_is_not_overwritten(old: tuple[FakeRegistry, Repository]) -> None:
+    fake, repository = old
+    subject = fake.add_artifact("me/tiny", b"weights")
+    listed = list_by_hand(fake, subject, FOREIGN)
+
+    with pytest.raises(InvalidContentError, match="cannot be added to"):
+        sign(repository, subject, b"alice")
+
+    assert fake.tags["me/tiny", f"sha256-{subject.digest.hex}"] == listed
+
+
+def test_an_artifact_under_the_tag_of_the_list_is_not_overwritten(old: tuple[FakeRegistry, Repository]) -> None:
+    fake, repository = old
+    subject = fake.add_artifact("me/tiny", b"weights")
+    tag = f"sha256-{subject.digest.hex}"
+    other = fake.add_artifact("me/tiny", b"another", tag=tag)
+
+    with pytest.raises(InvalidContentError, match="is an artifact"):
+        sign(repository, subject, b"alice")
+
+    assert fake.tags["me/tiny", tag] == str(other.digest)
