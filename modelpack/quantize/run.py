@@ -4,6 +4,7 @@ The C++ code runs in a child (``modelpack.quantize.child``), because it cannot b
 reads files from strangers. The same source, options and release of llama.cpp give the same bytes.
 """
 
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from modelpack.errors import (
     WorkerTimeoutError,
 )
 from modelpack.gguf_header import GGUFHeader, read_header
-from modelpack.gguf_shards import read_whole_header
+from modelpack.gguf_shards import read_whole_header, shard_paths
 from modelpack.imatrix import ImportanceMatrix
 from modelpack.progress import SILENT, Progress
 from modelpack.quantize.types import PLAIN_RECIPE, Quantization, Recipe
@@ -93,7 +94,7 @@ def quantize(
     try:
         # -P: the directory that we happen to be in is no place to import from.
         order = {
-            "source": str(source.absolute()),
+            "sources": [str(path.absolute()) for path in shard_paths(source)],
             "target": name,
             "file_type": quantization.file_type,
             "threads": threads or _processors(),
@@ -122,7 +123,7 @@ def quantize(
 class _Child:
     """The child process, and what its log says: how far it is, which tensors fell back, why it failed."""
 
-    _TENSOR = re.compile(r"^\[\s*(\d+)/\s*\d+\]")
+    _TENSOR = re.compile(r"^\[\d+/\d+\]")
     _FALLBACK = re.compile(r"(\S+)\s+- ncols .*\(required for type\s+(\S+)\).*falling back to\s+(\S+)")
     _FAILURE = re.compile(r"failed to quantize: (.*)")
 
@@ -204,7 +205,7 @@ def _failure(child: _Child, source: Path, target: Path, quantization: Quantizati
     if child.status < 0:
         name = signal.Signals(-child.status).name
         return WorkerCrashedError(f"llama.cpp ended by {name} while {what}: {last!r}")
-    if "iostream error" in (child.reason or ""):  # all that a C++ stream says when it cannot write
+    if child.status == errno.ENOSPC:
         return InsufficientDiskError(f"no space left to write {target}")
     if child.reason is None:
         return WorkerCrashedError(f"llama.cpp ended with status {child.status} while {what}: {last!r}")
