@@ -77,19 +77,22 @@ def read_whole_header(path: Path) -> GGUFHeader:
 
     Raises as ``read_headers``.
     """
-    headers = read_headers(path)
+    return whole_header(read_headers(path))
+
+
+def whole_header(headers: Sequence[GGUFHeader]) -> GGUFHeader:
+    """What ``read_whole_header`` returns, of headers that are read already."""
     if len(headers) == 1:
         return headers[0]
     return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all shards that the first one names. Raises as ``read_headers``."""
-    count = len(read_headers(path))
-    if count == 1:
-        return (path,)
+    """The file itself, or all shards that the first one names. Raises as ``read_headers`` for what is named as one."""
     named = _NAME.fullmatch(path.name)
-    assert named is not None  # noqa: S101  # read_headers has looked
+    count = len(read_headers(path)) if named else 1
+    if named is None or count == 1:
+        return (path,)
     return tuple(path.with_name(shard_name(named[1], number, count)) for number in range(1, count + 1))
 
 

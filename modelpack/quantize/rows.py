@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _F32, _F16, _BF16 = (TENSOR_TYPE_IDS[name] for name in ("F32", "F16", "BF16"))
 _FLOAT_SIZE = 4
 # What a thread's buffers take together; larger ones are no faster.
-_CHUNK_SIZE = 2 << 20
+_CHUNK_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
