@@ -27,7 +27,6 @@ class Tensor:
     """Which file of the source holds it."""
     offset: int
     type: int
-    size: int
     new_offset: int
     new_type: int
 
@@ -85,16 +84,15 @@ def lay_out(
             shard=shard,
             offset=ggml.gguf_get_data_offset(sources[shard]) + ggml.gguf_get_tensor_offset(sources[shard], index),
             type=ggml.gguf_get_tensor_type(sources[shard], index),
-            size=ggml.gguf_get_tensor_size(sources[shard], index),
             new_offset=len(head) + ggml.gguf_get_tensor_offset(new, number),
             new_type=ggml.gguf_get_tensor_type(new, number),
         )
         for number, choice in enumerate(choices)
         for shard, index in [found[choice.tensor]]
     )
-    last = len(choices) - 1
-    end = placed[last].new_offset + ggml.gguf_get_tensor_size(new, last)
-    size = end + -end % ggml.gguf_get_alignment(new)
+    sizes = (ggml.gguf_get_tensor_size(new, number) for number in range(len(choices)))
+    alignment = ggml.gguf_get_alignment(new)
+    size = len(head) + sum(size + -size % alignment for size in sizes)
     for context in (*sources, new):
         ggml.gguf_free(context)
     ggml.ggml_free(tensors)

@@ -246,6 +246,21 @@ def test_an_interrupt_ends_the_child_and_leaves_nothing(bf16: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", "blk.1.ffn_up.weight"], ids=["copied", "quantized"])
+def test_a_weight_that_is_no_number_is_refused_and_its_tensor_named(bf16: Path, tmp_path: Path, name: str) -> None:
+    header = read_header(bf16)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == name)
+    content = bytearray(bf16.read_bytes())
+    end = header.data_offset + tensor.offset + tensor.size
+    content[end - 2 : end] = b"\xff\x7f"  # the upper half of a float, or all of a BF16: not a number
+    (tmp_path / "nan.gguf").write_bytes(content)
+
+    with pytest.raises(ConversionError, match=rf"refused quantizing nan\.gguf to Q4_K_M: tensor '{name}' has invalid"):
+        quantize(tmp_path / "nan.gguf", tmp_path / "out.gguf", QUANTIZATIONS["Q4_K_M"], threads=2)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.gguf"]
+
+
 ROOT = Path(modelpack.__file__).parent.parent
 
 QUANTIZE_ELSEWHERE = """
