@@ -3,15 +3,20 @@
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack import convert as native
+from modelpack.convert import Checkpoint
 from modelpack.errors import InvalidInputError, UnknownArchitectureError, UnsupportedError
 from modelpack.progress import SILENT, Progress
 from modelpack.upstream import UpstreamEnvironment, UpstreamPlan, plan_upstream, run_upstream
 
+if TYPE_CHECKING:
+    from modelpack.convert import ConversionPlan
+
+    AnyPlan = ConversionPlan | UpstreamPlan
+
 Converter = Literal["auto", "native", "upstream"]
-AnyPlan = ConversionPlan | UpstreamPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,12 @@ class ConverterChoice:
     file_type: str | None = None
     """What modelpack's own converter makes: F32, F16 or BF16; the checkpoint's own type unless given."""
 
-    def plan(self, checkpoint: Checkpoint, name: str) -> AnyPlan:
+    def plan(self, checkpoint: Checkpoint, name: str) -> "AnyPlan":
         """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""
         if self.converter == "upstream":
             return self._plan_upstream(checkpoint, name)
         try:
-            return plan_conversion(checkpoint, file_type=self.file_type, name=name)
+            return native.plan_conversion(checkpoint, file_type=self.file_type, name=name)
         except UnknownArchitectureError as error:
             if self.converter == "native":
                 raise
@@ -58,7 +63,7 @@ class ConverterChoice:
         )
 
 
-def convert(plan: AnyPlan, target: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
+def convert(plan: "AnyPlan", target: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
     """Carry either plan out, ``deep`` as it says at ``ConverterChoice``. The target is for what comes next: not synced.
 
     Raises ConversionError, InvalidCheckpointError for what a deep look finds, and WorkerError for the caged converter.
@@ -66,14 +71,14 @@ def convert(plan: AnyPlan, target: Path, *, deep: bool = False, progress: Progre
     if isinstance(plan, UpstreamPlan):
         run_upstream(plan, target, progress=progress)
     else:
-        run_conversion(plan, target, deep=deep, is_durable=False, progress=progress)
+        native.run_conversion(plan, target, deep=deep, is_durable=False, progress=progress)
 
 
-def converter_annotations(plan: AnyPlan | None) -> dict[str, str]:
+def converter_annotations(plan: "AnyPlan | None") -> dict[str, str]:
     """Which converter it was, and that code of the checkpoint was run where it was."""
     if plan is None:
         return {}
-    if isinstance(plan, ConversionPlan):
+    if not isinstance(plan, UpstreamPlan):
         return {"dev.modelpack.converter": "native"}
     annotations = {"dev.modelpack.converter": f"llama-cpp-python {plan.environment.release}"}
     if plan.code:

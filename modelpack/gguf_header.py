@@ -125,6 +125,7 @@ _SCALARS = {
 }
 _STRING = 8
 _ARRAY = 9
+_LENGTH = struct.Struct("<Q")
 
 Scalar = bool | int | float | str
 
@@ -291,8 +292,7 @@ class _Parser:
         if kind == _STRING:
             self.check_count(length, self.size, 8, f"strings in {key!r}")
             head = [self.read_scalar(kind, key) for _ in range(min(length, ARRAY_HEAD))]
-            for _ in range(length - len(head)):
-                self.read_scalar(kind, key)
+            self.skip_strings(length - len(head), f"the value of {key!r}")
             return ArraySummary("string", length, tuple(head))
         name, code = self.scalar_type(kind, key)
         width = struct.calcsize(code)
@@ -377,6 +377,29 @@ class _Parser:
             return self.read(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.invalid(f"has bytes that are not UTF-8 in {what}") from error
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """With the checks of ``read_string`` in a quarter of its time: most of a header are tokens and merges."""
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            raise self.invalid(f"has more than {MAX_STRINGS} strings in its header")
+        read, length_of, position = self.file.read, _LENGTH.unpack, self.position
+        try:
+            for _ in range(count):
+                (length,) = length_of(read(8))
+                position += 8 + length
+                if length > MAX_STRING_LENGTH or position > self.size:
+                    raise self.invalid(f"claims {length} bytes for {what}")
+                if position > MAX_HEADER:
+                    break
+                if len(content := read(length)) != length:
+                    raise self.invalid("is cut off inside its header")
+                content.decode("utf-8")
+        except struct.error as error:
+            raise self.invalid("is cut off inside its header") from error
+        except UnicodeDecodeError as error:
+            raise self.invalid(f"has bytes that are not UTF-8 in {what}") from error
+        self.advance(position - self.position)
 
     def read_uint32(self) -> int:
         return int.from_bytes(self.read(4), "little")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from modelpack.atomic_file import disk_errors
 from modelpack.errors import InvalidGGUFError, InvalidInputError
 from modelpack.gguf_header import DEFAULT_ALIGNMENT, GGML_TYPES, MAX_TENSORS, GGUFHeader, TensorInfo, read_header
 from modelpack.progress import SILENT, Progress
@@ -77,19 +78,22 @@ def read_whole_header(path: Path) -> GGUFHeader:
 
     Raises as ``read_headers``.
     """
-    headers = read_headers(path)
+    return whole_header(read_headers(path))
+
+
+def whole_header(headers: Sequence[GGUFHeader]) -> GGUFHeader:
+    """What ``read_whole_header`` returns, of headers that are read already."""
     if len(headers) == 1:
         return headers[0]
     return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all shards that the first one names. Raises as ``read_headers``."""
-    count = len(read_headers(path))
-    if count == 1:
-        return (path,)
+    """The file itself, or all shards that the first one names. Raises as ``read_headers`` for what is named as one."""
     named = _NAME.fullmatch(path.name)
-    assert named is not None  # noqa: S101  # read_headers has looked
+    count = len(read_headers(path)) if named else 1
+    if named is None or count == 1:
+        return (path,)
     return tuple(path.with_name(shard_name(named[1], number, count)) for number in range(1, count + 1))
 
 
@@ -127,12 +131,15 @@ def plan_shards(source: Path, max_size: int) -> tuple[Shard, ...]:
 
 
 def write_shards(source: Path, shards: Sequence[Shard], stem: Path, *, progress: Progress = SILENT) -> tuple[Path, ...]:
-    """Write what was planned, as ``stem`` with a shard's ending. The same source and limit give the same bytes."""
+    """Write what was planned, as ``stem`` with a shard's ending. The same source and limit give the same bytes.
+
+    Raises InsufficientDiskError.
+    """
     header = read_header(source)
     paths = [stem.with_name(shard_name(stem.name, number, len(shards))) for number in range(1, len(shards) + 1)]
     with source.open("rb") as file, progress.step("split", total=sum(shard.size for shard in shards)) as step:
         for path, shard in zip(paths, shards, strict=True):
-            with path.open("wb") as target:
+            with disk_errors(path), path.open("wb") as target:
                 target.write(shard.head)
                 step.advance(len(shard.head))
                 for tensor in shard.tensors:

@@ -5,16 +5,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelpack import hub
-from modelpack.convert import Checkpoint, ConversionPlan
-from modelpack.converter import AnyPlan, ConverterChoice
+from modelpack.convert import Checkpoint
+from modelpack.converter import ConverterChoice
 from modelpack.errors import InvalidInputError, NotFoundError, UnsupportedError
 from modelpack.formats import Codec
-from modelpack.gguf_shards import read_headers, read_whole_header
+from modelpack.gguf_shards import read_headers, whole_header
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.quantize import Quantization, parse_quantization
+from modelpack.upstream import UpstreamPlan
 from modelpack.weights import WeightsOptions, check_options
+
+if TYPE_CHECKING:
+    from modelpack.converter import AnyPlan
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 _PLAIN_TYPES = ("F32", "F16", "BF16")
@@ -48,7 +53,7 @@ class BuildPlan:
     codec: Codec
     variants: tuple[Variant, ...]
     snapshot: hub.Snapshot | None = None
-    conversion: AnyPlan | None = None
+    conversion: "AnyPlan | None" = None
     checkpoint: Checkpoint | None = None
     gguf: Path | None = None
     """A GGUF file, or the first of its shards."""
@@ -148,8 +153,8 @@ def plan_build(
         raise UnsupportedError(f"{source.path} is neither a checkpoint directory nor a .gguf file")
     if converter.deep:
         raise UnsupportedError(f"a deep look is taken at a checkpoint's weights; {source.path} is a GGUF file")
-    header = read_whole_header(source.path)
     shards = read_headers(source.path)
+    header = whole_header(shards)
     is_packaged = not wanted or header.file_type in {quantization.name for quantization in wanted}
     if split_size and is_packaged and len(shards) > 1 and max(shard.file_size for shard in shards) > split_size:
         raise InvalidInputError(f"{source.path.name} is split already, into shards of more than {split_size} bytes")
@@ -165,9 +170,9 @@ def plan_build(
     )
 
 
-def _check_split(conversion: AnyPlan, wanted: Sequence[Quantization], split_size: int | None) -> None:
+def _check_split(conversion: "AnyPlan", wanted: Sequence[Quantization], split_size: int | None) -> None:
     """Before hours of work: the largest tensor has to fit. In a mixture it may have more bits than the others."""
-    if split_size is None or not isinstance(conversion, ConversionPlan):
+    if split_size is None or isinstance(conversion, UpstreamPlan):
         return
     largest = max(conversion.tensors, key=lambda planned: planned.size)
     weights = prod(largest.tensor.shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 from modelpack import hub, template
 from modelpack.build.evidence import InputReading, read_inputs
 from modelpack.build.plan import BuildPlan, Variant
-from modelpack.convert import Checkpoint, parity
+from modelpack.convert import Checkpoint
 from modelpack.converter import convert, converter_annotations
 from modelpack.engine.comparison import Comparison
 from modelpack.engine.tokenize import tokenize
@@ -238,6 +238,8 @@ def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progre
 
     Raises TokenizerMismatchError where it does not.
     """
+    from modelpack.convert import parity  # with the tokenizers; only a conversion needs them
+
     metadata = read_whole_header(base).metadata
     pre, tokens = str(metadata.get("tokenizer.ggml.pre")), metadata.get("tokenizer.ggml.tokens")
     wanted = parity.expected(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)

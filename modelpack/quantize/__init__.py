@@ -1,4 +1,4 @@
-"""Quantization: a GGUF file into a smaller one, by llama.cpp's own ``llama_model_quantize`` in a child process."""
+"""Quantization: a GGUF file into a smaller one, as llama.cpp quantizes it, in a child process."""
 
 from modelpack.quantize.run import Fallback, QuantizeResult, quantize
 from modelpack.quantize.types import (

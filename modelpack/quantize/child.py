@@ -1,49 +1,95 @@
-"""The child process: quantize as its one argument says (JSON), and write llama.cpp's log to standard output.
+"""The child process: quantize as its one argument says (JSON), and write a log to standard output.
 
-Started by ``modelpack.quantize.run`` and by nobody else.
+Started by ``modelpack.quantize.run`` and by nobody else. llama.cpp chooses the types and ggml quantizes the rows; what
+``llama_model_quantize`` does between the two is done here, because it has whole tensors of the source in memory.
 """
 
 import ctypes
+import errno
 import json
 import os
 import sys
-from importlib import import_module
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from modelpack.errors import ConversionError
 from modelpack.imatrix import ImportanceMatrix, as_metadata
 from modelpack.isolation import limit_resources
+from modelpack.quantize.choice import choose_types
+from modelpack.quantize.importance import match_importance
+from modelpack.quantize.layout import lay_out
+from modelpack.quantize.libggml import load_ggml, load_llama
+from modelpack.quantize.rows import Work, write_rows
 from modelpack.quantize.types import TENSOR_TYPE_IDS
 
-_TEXT_SIZE = 128
-"""Of a text in llama_model_kv_override, its terminating zero included."""
+if TYPE_CHECKING:
+    from modelpack.quantize.importance import Importance
+
+# Of a text in llama_model_kv_override, which llama-quantize writes metadata through: without its terminating zero.
+_TEXT_SIZE = 127
 
 
 def main(arguments: list[str]) -> int:
     order: dict[str, Any] = json.loads(arguments[0])
     limit_resources(order["memory_limit"])
-    llama_cpp: Any = import_module("llama_cpp")
+    try:
+        return 0 if _quantize(order) else 1
+    except ConversionError as refusal:
+        _log(f"failed to quantize: {refusal}")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return errno.ENOSPC
+        _log(f"failed to quantize: {error}")
+    return 1
 
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # a ctypes function type
-    def write_log(_level: int, text: bytes, _data: object) -> None:
-        os.write(1, text)
 
-    llama_cpp.llama_log_set(write_log, ctypes.c_void_p(0))
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = order["file_type"]
-    parameters.nthread = order["threads"]
-    parameters.max_buf_size = order["buffer_size"]
-    # What llama.cpp is given pointers to must live until it is done.
-    kept = [_apply_recipe(llama_cpp, parameters, order["recipe"])]
+def _quantize(order: dict[str, Any]) -> bool:
+    """False where llama.cpp refuses, and has said why."""
+    llama = load_llama()
+    ggml = load_ggml()
+    importance: Importance = {}
+    metadata: dict[str, int | bytes] = {}
     if order["imatrix"]:
         matrix = ImportanceMatrix.load(Path(order["imatrix"]))
-        kept += [_apply_matrix(llama_cpp, parameters, matrix, order["imatrix_name"])]
-    source, target = (os.fsencode(order[key]) for key in ("source", "target"))
-    status = llama_cpp.llama_model_quantize(source, target, ctypes.byref(parameters))
-    return 1 if status else 0
+        importance = {name.encode(): entry.importance for name, entry in matrix.entries.items()}
+        for key, value in as_metadata(matrix, order["imatrix_name"]).items():
+            metadata[key] = value if isinstance(value, int) else _shortened(value)
+
+    sources = [os.fsencode(source) for source in order["sources"]]
+    parameters = llama.llama_model_quantize_default_params()
+    parameters.ftype = order["file_type"]
+    # What llama.cpp is given pointers to must live until it is done.
+    kept = _apply_recipe(llama, parameters, order["recipe"]), _apply_importance(llama, parameters, importance)
+    choices = choose_types(llama, sources[0], parameters)
+    del kept
+    if choices is None:
+        return False
+    layout = lay_out(ggml, sources, choices, order["file_type"], metadata)
+    importance = match_importance(layout.tensors, importance, order["file_type"])
+    with ExitStack() as stack:
+        shards = [stack.enter_context(open(source, "rb", buffering=0)) for source in sources]  # noqa: PTH123  # bytes
+        target = stack.enter_context(Path(order["target"]).open("wb"))
+        target.write(layout.head)
+        target.truncate(layout.size)  # what is not written to is padding
+        target.flush()
+        work = Work(
+            sources=[shard.fileno() for shard in shards],
+            target=target.fileno(),
+            tensors=layout.tensors,
+            importance=importance,
+            threads=order["threads"],
+            buffer_size=order["buffer_size"],
+        )
+        numbers = count(1)
+        write_rows(
+            ggml, work, announce=lambda tensor: _log(f"[{next(numbers)}/{len(work.tensors)}] {tensor.name.decode()}")
+        )
+    return True
 
 
-def _apply_recipe(llama_cpp: Any, parameters: Any, recipe: dict[str, Any]) -> object:
+def _apply_recipe(llama: Any, parameters: Any, recipe: dict[str, Any]) -> object:
     parameters.pure = recipe["pure"]
     if recipe["output_tensor_type"]:
         parameters.output_tensor_type = TENSOR_TYPE_IDS[recipe["output_tensor_type"]]
@@ -52,37 +98,31 @@ def _apply_recipe(llama_cpp: Any, parameters: Any, recipe: dict[str, Any]) -> ob
     if not recipe["tensor_types"]:
         return None
     # The array ends with an entry without a pattern.
-    rules = (llama_cpp.llama_model_tensor_override * (len(recipe["tensor_types"]) + 1))()
+    rules = (llama.llama_model_tensor_override * (len(recipe["tensor_types"]) + 1))()
     for rule, wanted in zip(rules, recipe["tensor_types"], strict=False):
         rule.pattern, rule.type = wanted["pattern"].encode(), TENSOR_TYPE_IDS[wanted["type"]]
     parameters.tt_overrides = ctypes.cast(rules, type(parameters.tt_overrides))
     return rules
 
 
-def _apply_matrix(llama_cpp: Any, parameters: Any, matrix: ImportanceMatrix, name: str) -> object:
-    importance = {name.encode(): entry.importance for name, entry in matrix.entries.items()}
-    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+def _apply_importance(llama: Any, parameters: Any, importance: "Importance") -> object:
+    if not importance:
+        return None
+    entries = (llama.llama_model_imatrix_data * (len(importance) + 1))()
     for entry, (tensor, values) in zip(entries, importance.items(), strict=False):
         entry.name, entry.size = tensor, len(values)
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     parameters.imatrix = ctypes.cast(entries, type(parameters.imatrix))
-
-    metadata = as_metadata(matrix, name)
-    overrides = (llama_cpp.llama_model_kv_override * (len(metadata) + 1))()
-    for override, (key, value) in zip(overrides, metadata.items(), strict=False):
-        override.key = key.encode()
-        if isinstance(value, int):
-            override.tag, override.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
-        else:
-            override.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
-            override.value.val_str = _cut(value)
-    parameters.kv_overrides = ctypes.cast(overrides, type(parameters.kv_overrides))
-    return entries, overrides, importance
+    return entries
 
 
-def _cut(text: str) -> bytes:
+def _shortened(text: str) -> bytes:
     """As much of a text as fits, without half a character at its end."""
-    return text.encode()[: _TEXT_SIZE - 1].decode("utf-8", "ignore").encode()
+    return text.encode()[:_TEXT_SIZE].decode("utf-8", "ignore").encode()
+
+
+def _log(line: str) -> None:
+    os.write(1, f"{line}\n".encode())
 
 
 if __name__ == "__main__":

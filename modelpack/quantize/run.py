@@ -1,9 +1,10 @@
 """Quantize one file, in a child process that is watched, limited and explained.
 
-The C++ code runs in a child (``modelpack.quantize.child``), because it cannot be cancelled, aborts on some inputs and
+llama.cpp runs in a child (``modelpack.quantize.child``), because it cannot be cancelled, aborts on some inputs and
 reads files from strangers. The same source, options and release of llama.cpp give the same bytes.
 """
 
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modelpack.atomic_file import sync_directory
+from modelpack.atomic_file import disk_errors, sync_directory
 from modelpack.errors import (
     ConversionError,
     InsufficientDiskError,
@@ -26,14 +27,14 @@ from modelpack.errors import (
     WorkerTimeoutError,
 )
 from modelpack.gguf_header import GGUFHeader, read_header
-from modelpack.gguf_shards import read_whole_header
+from modelpack.gguf_shards import read_whole_header, shard_paths
 from modelpack.imatrix import ImportanceMatrix
 from modelpack.progress import SILENT, Progress
 from modelpack.quantize.types import PLAIN_RECIPE, Quantization, Recipe
 
-# Rows of one tensor in memory at a time; llama.cpp's own default is 8 GiB. The output does not depend on it.
 BUFFER_SIZE = 64 << 20
-# The most memory the child may own (the mapped source is not counted): several times what it was seen to need.
+"""What the threads may hold of weights, in bytes, if there are so many of them; llama.cpp's own default is 8 TiB."""
+# The most memory the child may own: many times what it was seen to need.
 MEMORY_LIMIT = 8 << 30
 
 # What the child may see of our environment: no tokens, no credentials.
@@ -74,11 +75,13 @@ def quantize(
     progress: Progress = SILENT,
     timeout: float | None = None,
     threads: int | None = None,
+    buffer_size: int = BUFFER_SIZE,
 ) -> QuantizeResult:
     """Quantize ``source`` (F32, F16 or BF16) to ``target``, which appears whole or not at all.
 
     ``imatrix`` is an importance matrix; its file's name, and no more of its path, goes into the metadata.
-    ``timeout`` is in seconds. ``threads`` is the number of processors unless given; the bytes do not depend on it.
+    ``timeout`` is in seconds. ``threads`` is the number of processors unless given; together they hold at most
+    ``buffer_size`` bytes of rows, or one row each. The bytes depend on neither.
 
     Raises InvalidGGUFError, InvalidContentError for a matrix that is none, UnsupportedError for a quantization that
     needs one, ConversionError when the source is quantized already, the matrix is another model's or llama.cpp refuses,
@@ -93,14 +96,14 @@ def quantize(
     try:
         # -P: the directory that we happen to be in is no place to import from.
         order = {
-            "source": str(source.absolute()),
+            "sources": [str(path.absolute()) for path in shard_paths(source)],
             "target": name,
             "file_type": quantization.file_type,
             "threads": threads or _processors(),
             "imatrix": str(imatrix.resolve()) if imatrix else None,
             "imatrix_name": imatrix.name if imatrix else None,
             "recipe": asdict(recipe),
-            "buffer_size": BUFFER_SIZE,
+            "buffer_size": buffer_size,
             "memory_limit": MEMORY_LIMIT,
         }
         command = [sys.executable, "-P", "-m", "modelpack.quantize.child", json.dumps(order)]
@@ -122,7 +125,7 @@ def quantize(
 class _Child:
     """The child process, and what its log says: how far it is, which tensors fell back, why it failed."""
 
-    _TENSOR = re.compile(r"^\[\s*(\d+)/\s*\d+\]")
+    _TENSOR = re.compile(r"^\[\d+/\d+\]")
     _FALLBACK = re.compile(r"(\S+)\s+- ncols .*\(required for type\s+(\S+)\).*falling back to\s+(\S+)")
     _FAILURE = re.compile(r"failed to quantize: (.*)")
 
@@ -204,7 +207,7 @@ def _failure(child: _Child, source: Path, target: Path, quantization: Quantizati
     if child.status < 0:
         name = signal.Signals(-child.status).name
         return WorkerCrashedError(f"llama.cpp ended by {name} while {what}: {last!r}")
-    if "iostream error" in (child.reason or ""):  # all that a C++ stream says when it cannot write
+    if child.status == errno.ENOSPC:
         return InsufficientDiskError(f"no space left to write {target}")
     if child.reason is None:
         return WorkerCrashedError(f"llama.cpp ended with status {child.status} while {what}: {last!r}")
@@ -212,10 +215,11 @@ def _failure(child: _Child, source: Path, target: Path, quantization: Quantizati
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    temporary.rename(target)
+    with disk_errors(target):
+        with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        temporary.rename(target)
     sync_directory(target.parent)
 
 

@@ -1,7 +1,8 @@
 """The local store, and image layouts of others: artifacts on disk."""
 
+from modelpack.atomic_file import disk_errors
 from modelpack.store.cleanup import Cleanup
-from modelpack.store.ingest import check_space, disk_errors
+from modelpack.store.ingest import check_space
 from modelpack.store.layout import LayoutRepository, open_layout
 from modelpack.store.layout_target import LayoutTarget, create_layout
 from modelpack.store.local import GRACE, PARTIAL_AGE, Store, StoredTag

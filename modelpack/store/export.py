@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelpack.atomic_file import sync_directory
+from modelpack.atomic_file import disk_errors, sync_directory
 from modelpack.errors import InvalidInputError
 from modelpack.oci.digest import Digest
 from modelpack.store.blobs import Blobs
-from modelpack.store.ingest import check_space, copy_contents, disk_errors, share_extents
+from modelpack.store.ingest import check_space, copy_contents, share_extents
 
 
 def check_export(blobs: Blobs, files: Mapping[str, Digest], directory: Path) -> None:

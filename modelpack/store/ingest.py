@@ -2,8 +2,6 @@
 then renamed. What is visible under a digest is always whole and right.
 """
 
-import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -15,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from modelpack.atomic_file import sync_directory, write_atomically
+from modelpack.atomic_file import disk_errors, sync_directory, write_atomically
 from modelpack.errors import DigestMismatchError, InsufficientDiskError, InvalidInputError, NotFoundError
 from modelpack.file_digest import sha256_of
 from modelpack.oci.digest import Digest
@@ -255,17 +253,6 @@ def _close_gaps(file: int, path: Path, descriptor: Descriptor) -> None:
     finally:
         journal.close()
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk into InsufficientDiskError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientDiskError(f"no space left to write {path}") from error
-        raise
 
 
 def _open_regular(path: Path) -> int:

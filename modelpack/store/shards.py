@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from modelpack.atomic_file import disk_errors
 from modelpack.gguf_shards import shard_name
-from modelpack.store.ingest import disk_errors
 
 _STEM = "model"
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from fakes.checkpoints import write_checkpoint
 
@@ -244,9 +246,83 @@ def test_an_interrupt_ends_the_child_and_leaves_nothing(bf16: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", "blk.1.ffn_up.weight"], ids=["copied", "quantized"])
+def test_a_weight_that_is_no_number_is_refused_and_its_tensor_named(bf16: Path, tmp_path: Path, name: str) -> None:
+    header = read_header(bf16)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == name)
+    content = bytearray(bf16.read_bytes())
+    end = header.data_offset + tensor.offset + tensor.size
+    content[end - 2 : end] = b"\xff\x7f"  # the upper half of a float, or all of a BF16: not a number
+    (tmp_path / "nan.gguf").write_bytes(content)
+
+    with pytest.raises(ConversionError, match=rf"refused quantizing nan\.gguf to Q4_K_M: tensor '{name}' has invalid"):
+        quantize(tmp_path / "nan.gguf", tmp_path / "out.gguf", QUANTIZATIONS["Q4_K_M"], threads=2)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.gguf"]
+
+
+ROOT = Path(modelpack.__file__).parent.parent
+
+QUANTIZE_ELSEWHERE = """
+import resource, sys
+from pathlib import Path
+from modelpack.errors import ModelpackError
+from modelpack.quantize import parse_quantization, quantize
+
+try:
+    quantize(Path(sys.argv[1]), Path(sys.argv[2]), parse_quantization(sys.argv[3]))
+except ModelpackError as error:
+    print(type(error).__name__, error)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def write_large_embeddings(path: Path, rows: int, columns: int) -> int:
+    """A Llama of nothing but embeddings, in BF16: their size. They are a hole in the file, so writing them is free."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(columns)
+    writer.add_feed_forward_length(columns)
+    writer.add_head_count(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    size = 2 * rows * columns
+    writer.add_tensor_info("token_embd.weight", (rows, columns), np.dtype("<u2"), size, gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    begin = path.stat().st_size
+    os.truncate(path, begin + -begin % 32 + size)
+    return size
+
+
+def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
+    size = write_large_embeddings(tmp_path / "large.gguf", 262_144, 512)
+
+    # From a process of its own, whose only child is the one that quantizes.
+    command = [sys.executable, "-c", QUANTIZE_ELSEWHERE, tmp_path / "large.gguf", tmp_path / "out.gguf", "Q4_0"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    peak = int(output) * (1 if sys.platform == "darwin" else 1024)
+    assert read_header(tmp_path / "out.gguf").file_type == "Q4_0"
+    assert peak < size // 2
+
+
+def test_a_disk_that_fills_up_is_called_so(bf16: Path, tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=600k tmpfs "$0"; exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-e", "-c", mount, tmp_path]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount anything")
+
+    command += [sys.executable, "-c", QUANTIZE_ELSEWHERE, bf16, tmp_path / "out.gguf", "Q8_0"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert output.startswith("InsufficientDiskError no space left to write")
+
+
 def test_nothing_heavy_is_imported_to_name_quantizations() -> None:
     code = "import sys, modelpack.quantize; print([m for m in ('numpy', 'llama_cpp', 'gguf') if m in sys.modules])"
-    root = Path(modelpack.__file__).parent.parent
-    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert output.strip() == "[]"

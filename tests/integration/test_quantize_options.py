@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.checkpoints import write_checkpoint
 
 from modelpack.convert import Checkpoint, plan_conversion, run_conversion
 from modelpack.errors import ConversionError, InvalidContentError, InvalidInputError, UnknownQuantizationError
 from modelpack.gguf_header import read_header
+from modelpack.gguf_shards import plan_shards, write_shards
 from modelpack.quantize import QUANTIZATIONS, Recipe, parse_tensor_rule, parse_tensor_type, quantize
 
 DATA = Path(__file__).parent.parent / "data"
@@ -24,6 +26,14 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     run_conversion(plan_conversion(Checkpoint.open(DATA / "tiny-llama"), name="tiny-llama"), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    checkpoint = Checkpoint.open(write_checkpoint("mixtral", folder / "mixtral"))
+    run_conversion(plan_conversion(checkpoint, name="mixtral"), folder / "mixtral.gguf")
+    return folder / "mixtral.gguf"
 
 
 def read_options(options: list[str]) -> tuple[Recipe, Path | None]:
@@ -47,6 +57,43 @@ def test_the_bytes_are_those_of_llama_quantize(bf16: Path, tmp_path: Path, recor
     quantize(bf16, tmp_path / "out.gguf", QUANTIZATIONS[record["type"]], recipe=recipe, imatrix=imatrix, threads=1)
 
     assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == record["sha256"]
+
+
+@pytest.mark.parametrize("record", RECORDS["experts"], ids=lambda one: " ".join([one["type"], *one["options"]]))
+def test_each_expert_is_quantized_by_its_own_part_of_the_matrix(
+    experts: Path, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    _, imatrix = read_options(record["options"])
+
+    quantize(experts, tmp_path / "out.gguf", QUANTIZATIONS[record["type"]], imatrix=imatrix, threads=2)
+
+    assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == record["sha256"]
+
+
+CUT = [one for one in RECORDS["quantized"] if one["options"] in ([], ["--imatrix", "imatrix.gguf"])]
+
+
+@pytest.mark.parametrize("record", CUT, ids=lambda one: " ".join([one["type"], *one["options"]]))
+@pytest.mark.parametrize("buffer_size", [1, 20_000], ids=["row by row", "a few rows at a time"])
+def test_where_the_rows_are_cut_does_not_matter(
+    bf16: Path, tmp_path: Path, record: dict[str, Any], buffer_size: int
+) -> None:
+    recipe, imatrix = read_options(record["options"])
+    wanted = QUANTIZATIONS[record["type"]]
+
+    out = tmp_path / "out.gguf"
+    quantize(bf16, out, wanted, recipe=recipe, imatrix=imatrix, threads=3, buffer_size=buffer_size)
+
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == record["sha256"]
+
+
+def test_shards_become_one_file_that_does_not_speak_of_them(bf16: Path, tmp_path: Path) -> None:
+    first, *_ = write_shards(bf16, plan_shards(bf16, 300_000), tmp_path / "tiny")
+    wanted = next(one["sha256"] for one in RECORDS["quantized"] if (one["type"], one["options"]) == ("Q4_K_M", []))
+
+    quantize(first, tmp_path / "out.gguf", QUANTIZATIONS["Q4_K_M"], threads=1)
+
+    assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == wanted
 
 
 def test_the_first_rule_that_matches_counts_and_case_does_not(bf16: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelpack.convert import Checkpoint, plan_conversion, run_conversion
-from modelpack.errors import InvalidGGUFError, InvalidInputError, NotFoundError
+from modelpack.errors import InsufficientDiskError, InvalidGGUFError, InvalidInputError, NotFoundError
 from modelpack.gguf_header import read_header
-from modelpack.gguf_shards import plan_shards, read_headers, read_whole_header, shard_paths, write_shards
+from modelpack.gguf_shards import plan_shards, read_headers, read_whole_header, shard_name, shard_paths, write_shards
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -93,6 +93,15 @@ def test_no_shard_is_larger_than_asked_and_no_byte_is_lost(
 def test_a_tensor_larger_than_the_limit_is_named(tiny: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"token_embd\.weight alone takes 262144 bytes"):
         plan_shards(tiny, 200_000)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_disk_that_fills_up_while_shards_are_written_is_called_so(tiny: Path, tmp_path: Path) -> None:
+    planned = plan_shards(tiny, 1_000_000)
+    (tmp_path / shard_name("m", 2, len(planned))).symlink_to("/dev/full")
+
+    with pytest.raises(InsufficientDiskError, match=r"no space left to write .*m-00002-of-00002\.gguf"):
+        write_shards(tiny, planned, tmp_path / "m")
 
 
 def test_a_shard_is_not_split_again(tiny: Path, tmp_path: Path) -> None:
