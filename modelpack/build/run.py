@@ -240,16 +240,12 @@ def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progre
     """
     metadata = read_whole_header(base).metadata
     pre, tokens = str(metadata.get("tokenizer.ggml.pre")), metadata.get("tokenizer.ggml.tokens")
-    wanted = parity.expected(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)
-    if pre in parity.CUT_AT_MARKS:
-        progress.warn(
-            f"llama.cpp splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and "
-            "Thai it gives this model other tokens than it was trained with"
-        )
-    if not wanted:
+    tried = parity.trials(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)
+    if not tried:
         return None
     try:
-        parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
+        for limit in parity.compare(tried, tokenize(base, [one.text for one in tried])):
+            progress.warn(limit)
     except TokenizerMismatchError as mismatch:
         if not plan.converter.allow_mismatch:
             raise

@@ -20,7 +20,7 @@ from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import FILE_TYPES
 from modelpack.convert.metadata import add_general
-from modelpack.convert.special_tokens import read_special_tokens
+from modelpack.convert.special_tokens import SpecialTokens, read_special_tokens
 from modelpack.convert.splitting import adds_bos_unasked
 from modelpack.convert.tensor import Shards, Tensor, stack
 from modelpack.convert.vocabulary import Vocabulary
@@ -275,9 +275,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
     writer.add_token_types(vocabulary.types)
     for field_name, value in vocabulary.settings:
         getattr(writer, f"add_{field_name}")(value)
-    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
-    if adds_bos_unasked(vocabulary.pre):
-        special.added.setdefault("bos", False)  # nothing in the checkpoint asks for one
+    special = _special_tokens(checkpoint, vocabulary)
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     for kind, token in special.ids.items():
@@ -290,3 +288,15 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
         writer.add_chat_template(special.chat_template)
     for key, value in special.normalizer.items():  # PyPI's gguf has no name for these keys yet
         writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
+
+
+def _special_tokens(checkpoint: Checkpoint, vocabulary: Vocabulary) -> SpecialTokens:
+    """What the checkpoint's files say, and where they are silent what llama.cpp would take for granted otherwise."""
+    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
+    if adds_bos_unasked(vocabulary.pre):
+        special.added.setdefault("bos", False)  # nothing in the checkpoint asks for one
+    for kind, is_added in vocabulary.adds.items():
+        special.added.setdefault(kind, is_added)
+    if vocabulary.unknown is not None:
+        special.ids.setdefault("unk", vocabulary.unknown)
+    return special

@@ -6,13 +6,14 @@ tokenizer.
 """
 
 import re
-from typing import Any
+from dataclasses import replace
 
 from gguf import TokenType
 
-from modelpack.convert import protobuf
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
+from modelpack.convert.sentencepiece_model import load_sentencepiece, read_pieces, read_rules, user_defined_pieces
+from modelpack.convert.unigram import unigram_vocabulary
 from modelpack.convert.vocabulary import (
     ADDED_SCORE,
     SPACE,
@@ -25,14 +26,15 @@ from modelpack.convert.vocabulary import (
     token_ids,
     vocabulary_size,
 )
-from modelpack.errors import InvalidCheckpointError
 
 _ID_DIGITS = 10
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
 def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
-    """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it."""
+    """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it, UnsupportedError for a Unigram
+    model that llama.cpp has nothing like.
+    """
     model = checkpoint.read_bytes("tokenizer.model")
     if model is None or is_tiktoken(model):
         return None
@@ -52,6 +54,11 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
             table.put_added(entry["id"], entry)
     for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
         table.put_added(int(key) if key.isdecimal() and len(key) <= _ID_DIGITS else None, entry)
+    rules = read_rules("tokenizer.model", model)
+    if rules.is_unigram:
+        # (Upstream calls it llama, too, and so joins pieces by their scores, which are no ranks.)
+        found = unigram_vocabulary(checkpoint, table, rules)
+        return replace(found, unknown=processor.unk_id(), adds={"bos": True, "eos": False})
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said
@@ -61,63 +68,6 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
 def is_tiktoken(model: bytes) -> bool:
     """Whether a tokenizer.model is one of tiktoken's: a line for each token, its bytes in base64 and its rank."""
     return _TIKTOKEN.match(model) is not None
-
-
-def load_sentencepiece(name: str, model: bytes) -> Any:
-    """A SentencePieceProcessor. Raises InvalidCheckpointError for what is no model."""
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError) as error:
-        raise InvalidCheckpointError(f"{name} is no SentencePiece model: {error}") from error
-    return processor
-
-
-def read_pieces(processor: Any, size: int | None) -> Table:
-    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for.
-
-    Raises InvalidCheckpointError where one is not text.
-    """
-    table = Table(size or processor.vocab_size())
-    for token in range(min(processor.vocab_size(), table.size)):
-        kind = TokenType.NORMAL
-        if processor.IsUnknown(token):
-            kind = TokenType.UNKNOWN
-        elif processor.IsControl(token):
-            kind = TokenType.CONTROL
-        elif processor.IsUnused(token):
-            kind = TokenType.UNUSED
-        elif processor.IsByte(token):
-            kind = TokenType.BYTE
-        try:
-            piece = processor.IdToPiece(token)
-        except UnicodeDecodeError as error:
-            raise InvalidCheckpointError(f"the SentencePiece model's token {token} is not UTF-8") from error
-        table.put(token, piece, kind, processor.GetScore(token))
-    return table
-
-
-def user_defined_pieces(model: bytes) -> list[int]:
-    """Which pieces are taken out of a text before it is split, as ``</div>`` is in Gemma; the library does not tell.
-
-    ``ModelProto.pieces`` is field 1, ``SentencePiece.type`` field 3 and USER_DEFINED 4 in sentencepiece_model.proto.
-    Raises InvalidCheckpointError.
-    """
-    marked = bytes([3 << 3, 4])
-    if marked not in model:
-        return []
-    try:
-        # SentencePiece passes over a field of another type.
-        pieces = [content for number, content in protobuf.parse(model) if number == 1 and isinstance(content, bytes)]
-        return [token for token, piece in enumerate(pieces) if marked in piece and _kind_of(piece) == 4]
-    except ValueError as error:
-        raise InvalidCheckpointError(f"tokenizer.model is no SentencePiece model: {error}") from error
-
-
-def _kind_of(piece: bytes) -> int:
-    return protobuf.last(protobuf.parse(piece), 3, 1)
 
 
 def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:

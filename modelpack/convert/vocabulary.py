@@ -5,7 +5,7 @@ How each kind of tokenizer is read is left to ``tokenizer`` (SentencePiece and b
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import TokenType
@@ -34,6 +34,10 @@ class Vocabulary:
     add_space_prefix: bool | None = None
     settings: tuple[tuple[str, Any], ...] = ()
     """What else this kind has, by gguf's names, in the order of the file."""
+    unknown: int | None = None
+    """The id for what no token stands for, where no file of the checkpoint says it."""
+    adds: Mapping[str, bool] = field(default_factory=dict)
+    """Whether texts begin with bos and end with eos, where no file of the checkpoint says it."""
 
 
 VocabularyReader = Callable[[Checkpoint, int | None], Vocabulary | None]

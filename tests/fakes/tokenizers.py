@@ -66,9 +66,13 @@ def _train(while_training: Json, afterwards: Json, ignore_merges: bool) -> Json:
     return document
 
 
-def write_vocabulary(vocabulary: Any, path: Path, *, special: SpecialTokens | None = None) -> Path:
+def write_vocabulary(
+    vocabulary: Any, path: Path, *, special: SpecialTokens | None = None, name: str | None = None
+) -> Path:
     """A GGUF file with nothing but a vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
+    if name is not None:
+        writer.add_name(name)
     writer.add_context_length(128)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
