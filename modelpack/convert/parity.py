@@ -17,6 +17,7 @@ from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.limits import OVERLAP, Limit, find_limits
 from modelpack.convert.pre_tokenizer import load_tokenizer, refusing_what_tokenizers_refuses
 from modelpack.convert.sentencepiece_model import load_sentencepiece
+from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import TokenizerMismatchError
 
@@ -106,7 +107,7 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     tokenizer = load_tokenizer(content)
     document = json.loads(content)
     added = _added_tokens(tokenizer, rows)
-    plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer)]
+    plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
     plain += [text for one in added for text in (one.content, "a" + one.content)]
     plain += _in_company(added)
     shared = _sharing(added)
@@ -187,10 +188,11 @@ def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
     return result
 
 
-def _is_beyond_llama_cpp(text: str, tokenizer: Any) -> bool:
+def _is_beyond_llama_cpp(text: str, tokenizer: Any, pre: str | None) -> bool:
     """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
-    kind = type(tokenizer.model).__name__
-    return kind == "WordPiece" and (_loses_letters(text) or _is_lowered_by_half(text, tokenizer.normalizer))
+    is_wordpiece = type(tokenizer.model).__name__ == "WordPiece"
+    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer.normalizer)
+    return is_lowered or (is_wordpiece and _loses_letters(text))
 
 
 def _loses_letters(text: str) -> bool:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from modelpack.convert.splitting import name_by_rule, refuse_unequal
+from modelpack.convert.splitting import name_by_rule, refuse_unequal, splits_at_spaces
 from modelpack.convert.vocabulary import as_dict
 from modelpack.errors import InvalidCheckpointError
 
@@ -42,8 +42,10 @@ def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) ->
     table = _known()
     with refusing_what_tokenizers_refuses():
         ids = tokenizer.encode(table["probe"]).ids
-    name = table["names"].get(hashlib.sha256(str(ids).encode()).hexdigest())
-    name = name or fallback or name_by_rule(json.loads(tokenizer_json))
+    # Of several vocabularies without the probe's characters the ids are the same.
+    document = json.loads(tokenizer_json)
+    known = None if splits_at_spaces(document) else hashlib.sha256(str(ids).encode()).hexdigest()
+    name = table["names"].get(known) or fallback or name_by_rule(document)
     refuse_unequal(name)
     return name, normalize
 

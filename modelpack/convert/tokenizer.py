@@ -13,6 +13,7 @@ from gguf import TokenType
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
 from modelpack.convert.sentencepiece_model import load_sentencepiece, read_pieces, read_rules, user_defined_pieces
+from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.unigram import unigram_vocabulary
 from modelpack.convert.vocabulary import (
     ADDED_SCORE,
@@ -89,7 +90,7 @@ def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary |
         kind, score = TokenType.NORMAL, -float(ranks.get(text, len(ranks)))
         if text == model.get("unk_token"):
             kind, score = TokenType.UNKNOWN, 0.0
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        elif _is_byte(text):
             kind, score = TokenType.BYTE, 0.0
         table.put(token, text, kind, score)
     for entry in added_tokens(tokenizer):
@@ -102,16 +103,20 @@ def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary |
 
 
 def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
-    """GPT-2's kind. Raises UnsupportedError when its way to split text is none of llama.cpp's."""
+    """GPT-2's kind, and those few with merges of characters that llama.cpp has a way to split for.
+
+    Raises UnsupportedError when its way to split text is none of llama.cpp's.
+    """
     tokenizer = checkpoint.read_json("tokenizer.json")
     model = as_dict((tokenizer or {}).get("model"))
-    if tokenizer is None or model.get("type") != "BPE" or model.get("byte_fallback"):
+    if tokenizer is None or model.get("type") != "BPE":
         return None
     content = checkpoint.read_bytes("tokenizer.json") or b""
     vocabulary = token_ids(model)
     table = Table(size or vocabulary_size(tokenizer, vocabulary))
+    falls_back = model.get("byte_fallback") is True
     for piece, token in vocabulary.items():
-        table.put(token, piece, TokenType.NORMAL, 0.0)
+        table.put(token, piece, TokenType.BYTE if falls_back and _is_byte(piece) else TokenType.NORMAL, 0.0)
     pre, normalize = find_pre_tokenizer(content)
     for entry in added_tokens(tokenizer):
         text = entry.get("content")
@@ -119,4 +124,8 @@ def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | Non
             text = normalize(text)
         table.put_added(entry.get("id"), {**entry, "content": text})
     merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in read_merges(model)]
-    return table.vocabulary("gpt2", pre, merges=merges)
+    return table.vocabulary(WHITESPACE if pre == WHITESPACE else "gpt2", pre, merges=merges)
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")

@@ -16,12 +16,14 @@ from fakes.tokenizers import (
     split,
     trained,
     trained_across,
+    trained_on_characters,
     write_vocabulary,
 )
 
 from modelpack.convert import Checkpoint, parity
 from modelpack.convert.limits import CUT_AT_MARKS
 from modelpack.convert.model_card import parse_model_card
+from modelpack.convert.special_tokens import read_special_tokens
 from modelpack.convert.splitting import name_by_rule
 from modelpack.convert.tokenizer import byte_level_bpe
 from modelpack.convert.vocabulary import Vocabulary
@@ -168,6 +170,62 @@ def test_words_that_llama_cpp_cuts_at_their_vowel_signs_are_named_and_nothing_el
     assert f"splits text the {name} way and cuts words at combining marks" in limit
     with pytest.raises(TokenizerMismatchError, match="otherwise than the checkpoint does"):
         parity.compare(parity.trials(checkpoint), actual)
+
+
+SPACE_WRITTEN = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+WORDS_AND_LINES = sequence(
+    split("\n+"), {"type": "Split", "pattern": {"String": "\u2581"}, "behavior": "MergedWithNext", "invert": False}
+)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    "afterwards",
+    [None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}],
+    ids=["sarvam", "gemma"],
+)
+@pytest.mark.parametrize("falls_back", [True, False])
+def test_spaces_that_are_written_and_nothing_split_are_sarvams_way(
+    tmp_path: Path, afterwards: dict[str, Any] | None, falls_back: bool
+) -> None:
+    document = trained_on_characters(SPACE_WRITTEN, WORDS_AND_LINES, afterwards, falls_back=falls_back)
+
+    assert check_parity(document, tmp_path) == "sarvam-moe"
+
+
+def test_lines_that_are_joined_to_words_are_refused(tmp_path: Path) -> None:
+    document = trained_on_characters(SPACE_WRITTEN, WORDS_AND_LINES, None)
+    vocabulary = document["model"]["vocab"]
+    vocabulary["\na"] = len(vocabulary)
+    document["model"]["merges"].append(["\n", "a"])
+
+    with pytest.raises(UnsupportedError, match="normalizes text with Replace"):
+        name_by_rule(document)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", ["Whitespace", "WhitespaceSplit"])
+@pytest.mark.parametrize("normalizer", [None, {"type": "Lowercase"}])
+def test_words_between_spaces_that_are_dropped_are_a_vocabulary_of_their_own(
+    tmp_path: Path, kind: str, normalizer: dict[str, Any] | None
+) -> None:
+    document = trained_on_characters(normalizer, {"type": kind}, {"type": kind})
+    checkpoint, vocabulary = read(document, tmp_path)
+    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
+    path = write_vocabulary(vocabulary, tmp_path / "out.gguf", special=special)
+    tried = parity.trials(checkpoint, pre=vocabulary.pre)
+
+    assert (vocabulary.model, vocabulary.pre) == ("whitespace", "whitespace")
+    assert len(tried) > 300
+    assert parity.compare(tried, tokenize(path, [one.text for one in tried])) == []
+
+
+def test_words_joined_to_punctuation_are_refused(tmp_path: Path) -> None:
+    kind = {"type": "Whitespace"}
+    document = trained_on_characters(None, {"type": "WhitespaceSplit"}, kind)
+
+    with pytest.raises(UnsupportedError, match="no name for: Whitespace"):
+        name_by_rule(document)
 
 
 @pytest.mark.parametrize(
