@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations, pairwise
-from typing import Any
 
+from modelpack.convert.bounded_tokenizer import BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.limits import OVERLAP, Limit, find_limits
-from modelpack.convert.pre_tokenizer import load_tokenizer, refusing_what_tokenizers_refuses
-from modelpack.convert.sentencepiece_model import load_sentencepiece
+from modelpack.convert.sentencepiece_model import SentencePieceModel
 from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import TokenizerMismatchError
@@ -57,7 +56,7 @@ def trials(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None =
     for name, shift in _MODELS.items():
         model = checkpoint.read_bytes(name)
         if model is not None:
-            processor = load_sentencepiece(name, model)
+            processor = SentencePieceModel.load(name, model).processor
             unknown = processor.unk_id()
             return [
                 Trial(text, [3 if shift and token == unknown else token + shift for token in processor.Encode(text)])
@@ -104,7 +103,7 @@ def _difference(one: Trial, got: list[int]) -> str:
 
 
 def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
-    tokenizer = load_tokenizer(content)
+    tokenizer = BoundedTokenizer(content)
     document = json.loads(content)
     added = _added_tokens(tokenizer, rows)
     plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
@@ -112,26 +111,21 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     plain += _in_company(added)
     shared = _sharing(added)
     tried = [*dict.fromkeys([*plain, *shared])]
-    ids = _encode(tokenizer, tried)
+    ids = tokenizer.encode(tried)
     known: dict[str, list[tuple[list[int], str]]] = {text: [] for text in tried}
     limits = find_limits(document, pre)
     for several in _every_choice(limits):
         changed = document
         for limit in several:
             changed = limit.change(changed)
-        otherwise = _encode(load_tokenizer(json.dumps(changed).encode()), tried)
+        otherwise = BoundedTokenizer(json.dumps(changed).encode()).encode(tried)
         reason = ", and ".join(limit.reason for limit in several)
         for text, own, other in zip(tried, ids, otherwise, strict=True):
             if own != other:
                 known[text].append((other, reason))
     for text, (before, token) in shared.items():
-        known[text] += [([*start, token], OVERLAP) for start in _encode(tokenizer, [before])]
+        known[text] += [([*start, token], OVERLAP) for start in tokenizer.encode([before])]
     return [Trial(text, own, tuple(known[text])) for text, own in zip(tried, ids, strict=True)]
-
-
-def _encode(tokenizer: Any, tried: Sequence[str]) -> list[list[int]]:
-    with refusing_what_tokenizers_refuses():
-        return [encoding.ids for encoding in tokenizer.encode_batch(list(tried), add_special_tokens=False)]
 
 
 def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:
@@ -147,12 +141,12 @@ class _Added:
     strips: bool
 
 
-def _added_tokens(tokenizer: Any, rows: object) -> list[_Added]:
+def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[_Added]:
     """Each added token that the model has a row for; but spaces, however written."""
     rows = rows if type(rows) is int else MAX_TOKENS
     added = [
         _Added(number, token.content, token.lstrip or token.rstrip)
-        for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        for number, token in tokenizer.added_tokens
         if number < rows
     ]
     return [one for one in added[:_ADDED] if one.content.strip() and SPACE not in one.content]
@@ -188,10 +182,10 @@ def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
     return result
 
 
-def _is_beyond_llama_cpp(text: str, tokenizer: Any, pre: str | None) -> bool:
+def _is_beyond_llama_cpp(text: str, tokenizer: BoundedTokenizer, pre: str | None) -> bool:
     """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
-    is_wordpiece = type(tokenizer.model).__name__ == "WordPiece"
-    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer.normalizer)
+    is_wordpiece = tokenizer.kind == "WordPiece"
+    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer)
     return is_lowered or (is_wordpiece and _loses_letters(text))
 
 
@@ -200,9 +194,9 @@ def _loses_letters(text: str) -> bool:
     return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
 
 
-def _is_lowered_by_half(text: str, normalizer: Any) -> bool:
+def _is_lowered_by_half(text: str, tokenizer: BoundedTokenizer) -> bool:
     """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
-    return "\u0130" in text and normalizer is not None and "\u0307" in normalizer.normalize_str("\u0130")
+    return "\u0130" in text and "\u0307" in tokenizer.normalize("\u0130")
 
 
 @cache

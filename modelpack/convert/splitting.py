@@ -1,8 +1,8 @@
 """The way to split text that a BPE tokenizer.json spells out, and llama.cpp's name for it.
 
 The same way can be spelled in many forms. All are brought into one: regular expressions whose matches stand alone, and
-``bytes`` where text turns into GPT-2's alphabet or U+2581 where it stays characters and spaces are written so; then they
-are looked up in ``splitting_rules.json``.
+``bytes`` where text turns into GPT-2's alphabet or U+2581 where it stays characters and spaces are written so; then
+they are looked up in ``splitting_rules.json``.
 """
 
 import json

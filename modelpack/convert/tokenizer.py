@@ -12,7 +12,7 @@ from gguf import TokenType
 
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
-from modelpack.convert.sentencepiece_model import load_sentencepiece, read_pieces, read_rules, user_defined_pieces
+from modelpack.convert.sentencepiece_model import SentencePieceModel, refuse_fallback
 from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.unigram import unigram_vocabulary
 from modelpack.convert.vocabulary import (
@@ -36,12 +36,13 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
     """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it, UnsupportedError for a Unigram
     model that llama.cpp has nothing like.
     """
-    model = checkpoint.read_bytes("tokenizer.model")
-    if model is None or is_tiktoken(model):
+    content = checkpoint.read_bytes("tokenizer.model")
+    if content is None or is_tiktoken(content):
         return None
-    processor = load_sentencepiece("tokenizer.model", model)
-    table = read_pieces(processor, size)
-    for token in user_defined_pieces(model):
+    model = SentencePieceModel.load("tokenizer.model", content)
+    processor = model.processor
+    table = model.read_pieces(size)
+    for token in model.user_defined:
         if token >= min(processor.vocab_size(), table.size):
             break
         text = processor.IdToPiece(token).replace(SPACE, " ")
@@ -55,10 +56,10 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
             table.put_added(entry["id"], entry)
     for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
         table.put_added(int(key) if key.isdecimal() and len(key) <= _ID_DIGITS else None, entry)
-    rules = read_rules("tokenizer.model", model)
-    if rules.is_unigram:
+    if model.rules.is_unigram:
         # (Upstream calls it llama, too, and so joins pieces by their scores, which are no ranks.)
-        found = unigram_vocabulary(checkpoint, table, rules)
+        refuse_fallback("tokenizer.model", model.rules.falls_back)
+        found = unigram_vocabulary(checkpoint, table, model.rules)
         return replace(found, unknown=processor.unk_id(), adds={"bos": True, "eos": False})
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):

@@ -13,11 +13,9 @@ from typing import Any
 from gguf import TokenType
 
 from modelpack.convert.checkpoint import Checkpoint
-from modelpack.convert.sentencepiece_model import Rules, load_sentencepiece, read_pieces, read_rules, refuse_fallback
+from modelpack.convert.sentencepiece_model import Rules, SentencePieceModel, refuse_fallback
 from modelpack.convert.vocabulary import ADDED_SCORE, Table, Vocabulary, added_tokens, as_dict, prepends_space, steps
 from modelpack.errors import InvalidCheckpointError
-
-MAX_CHARSMAP_SIZE = 16 << 20
 
 
 def unigram(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
@@ -35,16 +33,17 @@ def unigram_of_decoder(checkpoint: Checkpoint, size: int | None) -> Vocabulary |
     return found and replace(found, adds={"bos": False, "eos": False})
 
 
-def _from_model(checkpoint: Checkpoint, name: str, model: bytes, size: int | None) -> Vocabulary | None:
-    table = read_pieces(load_sentencepiece(name, model), size)
-    rules = read_rules(name, model)
-    if not rules.is_unigram:
+def _from_model(checkpoint: Checkpoint, name: str, content: bytes, size: int | None) -> Vocabulary | None:
+    model = SentencePieceModel.load(name, content)
+    if not model.rules.is_unigram:
         return None
+    refuse_fallback(name, model.rules.falls_back)
+    table = model.read_pieces(size)
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     if name == "sentencepiece.bpe.model":
         _realign(table)
-    return unigram_vocabulary(checkpoint, table, rules)
+    return unigram_vocabulary(checkpoint, table, model.rules)
 
 
 def _realign(table: Table) -> None:
@@ -81,6 +80,7 @@ def _from_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
             table.scores[place] = score
     rules = Rules(
         is_unigram=True,
+        falls_back=False,
         adds_prefix=prepends_space(tokenizer),
         squeezes=squeezes(tokenizer),
         charsmap=_charsmap(tokenizer),
@@ -110,8 +110,6 @@ def _charsmap(tokenizer: dict[str, Any]) -> bytes:
 
 def unigram_vocabulary(checkpoint: Checkpoint, table: Table, rules: Rules) -> Vocabulary:
     """The pieces of ``table`` as llama.cpp's kind of that name, which T5 had first."""
-    if len(rules.charsmap) > MAX_CHARSMAP_SIZE:
-        raise InvalidCheckpointError(f"the tokenizer's charsmap is larger than {MAX_CHARSMAP_SIZE >> 20} MiB")
     settings: list[tuple[str, Any]] = [("add_space_prefix", rules.adds_prefix)]
     types = checkpoint.config.get("type_vocab_size")
     if type(types) is int and 0 < types < 1 << 16:

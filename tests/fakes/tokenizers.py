@@ -69,7 +69,7 @@ def _train(while_training: Json, afterwards: Json, ignore_merges: bool) -> Json:
 def trained_on_characters(
     normalizer: Json | None, while_training: Json, afterwards: Json | None, *, falls_back: bool = False
 ) -> Json:
-    """Merges of characters, as SentencePiece learns them; with ``falls_back`` rare ones are bytes, with a token for each."""
+    """Merges of characters, as SentencePiece learns them; with ``falls_back`` rare ones are bytes."""
     empty = json.loads(Tokenizer(models.BPE()).to_str())
     tokenizer = Tokenizer.from_str(json.dumps(empty | {"normalizer": normalizer, "pre_tokenizer": while_training}))
     octets = [f"<0x{octet:02X}>" for octet in range(256)] if falls_back else []
