@@ -19,8 +19,8 @@ from modelpack.convert.architectures import Architecture, find_architecture
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import FILE_TYPES
-from modelpack.convert.metadata import add_general
-from modelpack.convert.special_tokens import SpecialTokens, read_special_tokens
+from modelpack.convert.metadata import add_general, spelled_for_llama_cpp
+from modelpack.convert.special_tokens import SpecialTokens, read_special_tokens, strips_behind
 from modelpack.convert.splitting import adds_bos_unasked
 from modelpack.convert.tensor import Shards, Tensor, stack
 from modelpack.convert.vocabulary import Vocabulary
@@ -103,6 +103,8 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     for add in architecture.special_tokens:
         add(writer, config)
     values = writer.kv_data[0]
+    title = values["general.name"]
+    title.value = spelled_for_llama_cpp(title.value, tokens=vocabulary.tokens, strips=strips_behind(checkpoint))
     return ConversionPlan(
         architecture=architecture.gguf_name,
         file_type=file_type,

@@ -183,3 +183,43 @@ def test_what_llama_cpp_is_not_known_to_do_is_an_error_beside_what_it_is(tmp_pat
     actual[place] = [*actual[place], 7]
     with pytest.raises(TokenizerMismatchError, match=r"1 of \d+ texts"):
         parity.compare(tried, actual)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [("phi3-tuned", "Phi-3 Tuned"), ("Phi-3-mini", "Phi-3 Mini"), ("Phi 3 mini", "Phi-3 Mini")],
+)
+def test_phi_3_is_called_so_that_llama_cpp_knows_it(tmp_path: Path, name: str, spelled: str) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    for silent in ("tokenizer.model", "tokenizer_config.json", "README.md"):
+        (directory / silent).unlink()
+    document = llama_like()
+    vocabulary = document["model"]["vocab"]
+    # The embeddings have 512 rows: two new tokens take the places of two others.
+    for text, token in (("<|endoftext|>", 510), ("<|assistant|>", 511)):
+        del vocabulary[next(known for known, number in vocabulary.items() if number == token)]
+        vocabulary[text] = token
+    document["model"]["merges"] = [pair for pair in document["model"]["merges"] if "".join(pair) in vocabulary]
+    document = with_added(document, "<|endoftext|>", "<|assistant|>")
+    for entry in document["added_tokens"]:
+        entry["rstrip"] = entry["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+    checkpoint = Checkpoint.open(directory)
+    plan = plan_conversion(checkpoint, name=name)
+    run_conversion(plan, tmp_path / "out.gguf")
+    tried = parity.trials(checkpoint, rows=512)
+
+    assert plan.metadata["general.name"] == spelled
+    assert parity.compare(tried, tokenize(tmp_path / "out.gguf", [one.text for one in tried])) == []
+
+
+@pytest.mark.llama
+def test_another_model_that_is_called_phi_3_is_called_so_that_llama_cpp_loads_it(tmp_path: Path) -> None:
+    directory = write_checkpoint("llama-bpe", tmp_path / "checkpoint")
+    checkpoint = Checkpoint.open(directory)
+    plan = plan_conversion(checkpoint, name="llama-phi3-tuned")
+    run_conversion(plan, tmp_path / "out.gguf")
+
+    assert plan.metadata["general.name"] == "Llama Phi 3 Tuned"
+    assert tokenize(tmp_path / "out.gguf", ["a"])
