@@ -10,16 +10,17 @@ from pathlib import Path
 from modelpack import hub, template
 from modelpack.build.evidence import InputReading, read_inputs
 from modelpack.build.plan import BuildPlan, Variant
-from modelpack.convert import Checkpoint, parity
-from modelpack.converter import convert, converter_annotations
+from modelpack.build.tokenizer_gate import TokenizerGate
+from modelpack.convert import Checkpoint
+from modelpack.converter import AnyPlan, convert, converter_annotations
 from modelpack.engine.comparison import Comparison
-from modelpack.engine.tokenize import tokenize
-from modelpack.errors import CheckFailedError, InsufficientDiskError, TokenizerMismatchError
+from modelpack.errors import CheckFailedError, InsufficientDiskError
 from modelpack.evidence.provenance import InputFile
+from modelpack.evidence.toolchain import Toolchain
 from modelpack.formats import FileKind, Model, ModelFile
 from modelpack.formats.facts import with_facts
 from modelpack.formats.licenses import spdx
-from modelpack.gguf_header import ArraySummary, GGUFHeader
+from modelpack.gguf_header import GGUFHeader
 from modelpack.gguf_shards import plan_shards, read_whole_header, shard_name, shard_paths, write_shards
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
@@ -39,8 +40,8 @@ GGUF_TYPE = "application/octet-stream"
 @dataclass(frozen=True, slots=True)
 class BuiltVariant:
     """What a variant became. ``inputs`` are all files that went into the build; ``intermediate`` is what the weights
-    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that, and
-    ``imatrix`` the file of the importance matrix.
+    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that,
+    ``imatrix`` the file of the importance matrix, ``toolchain`` what made the weights, if it was looked at meanwhile.
     """
 
     quantization: str
@@ -53,6 +54,7 @@ class BuiltVariant:
     intermediate: str | None = None
     comparison: Comparison | None = None
     imatrix: Digest | None = None
+    toolchain: Toolchain | None = None
 
 
 def run_build(
@@ -83,9 +85,7 @@ def run_build(
         reading = None if is_packaged else stack.enter_context(InputReading(plan, progress))
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
-            convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
-            if plan.checkpoint and (mismatch := _check_tokenizer(plan, plan.checkpoint, base, progress)):
-                plan = replace(plan, tokenizer_mismatch=mismatch)
+            plan = replace(plan, tokenizer_mismatch=_convert(plan, plan.conversion, base, work, progress))
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
@@ -111,7 +111,8 @@ def run_build(
             for reference in built.references:
                 store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
         inputs = reading.inputs() if reading else read_inputs(plan, [built for _, built in in_order], progress)
-    return [replace(built, inputs=inputs) for _, built in in_order]
+        toolchain = reading.toolchain() if reading else None
+    return [replace(built, inputs=inputs, toolchain=toolchain) for _, built in in_order]
 
 
 def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
@@ -233,25 +234,18 @@ def _describe(
     return with_facts(model, header)
 
 
-def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progress: Progress) -> str | None:
-    """How many texts llama.cpp tokenizes otherwise than the checkpoint's own tokenizer, where the plan allows any.
+def _convert(plan: BuildPlan, conversion: AnyPlan, base: Path, work: Path, progress: Progress) -> str | None:
+    """Weights to a GGUF file, its tokenizer compared with the checkpoint's: how many texts differ, where any may.
 
-    Raises TokenizerMismatchError where it does not.
+    Raises TokenizerMismatchError where none may, as early as it is known.
     """
-    metadata = read_whole_header(base).metadata
-    pre, tokens = str(metadata.get("tokenizer.ggml.pre")), metadata.get("tokenizer.ggml.tokens")
-    tried = parity.trials(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)
-    if not tried:
-        return None
-    try:
-        for limit in parity.compare(tried, tokenize(base, [one.text for one in tried])):
-            progress.warn(limit)
-    except TokenizerMismatchError as mismatch:
-        if not plan.converter.allow_mismatch:
-            raise
-        progress.warn(str(mismatch))
-        return mismatch.share
-    return None
+    choice = plan.converter
+    if plan.checkpoint is None:
+        raise AssertionError("a conversion of no checkpoint")
+    with TokenizerGate(conversion, plan.checkpoint, work) as gate:
+        between = (lambda: None) if choice.allow_mismatch else gate.look
+        convert(conversion, base, deep=choice.deep, between=between, progress=progress)
+        return gate.mismatch(base, is_allowed=choice.allow_mismatch, progress=progress)
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:
