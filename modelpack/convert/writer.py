@@ -44,6 +44,7 @@ _PACKED = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
+_LENGTH = struct.Struct("<Q").pack
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -189,7 +190,10 @@ def _value(value: gguf.GGUFValue) -> list[bytes]:
         kind = GGUFValueType.UINT8
     else:
         kind = value.sub_type or GGUFValueType.get_type(items[0])
-    return [struct.pack("<IQ", kind, len(items)), *(_scalar(item, kind) for item in items)]
+    head = struct.pack("<IQ", kind, len(items))
+    if kind == GGUFValueType.STRING:
+        return [head, *map(_string, items)]
+    return [head, struct.pack(f"<{len(items)}{_PACKED[kind]}", *items)]
 
 
 def _scalar(value: Any, kind: GGUFValueType) -> bytes:
@@ -198,7 +202,7 @@ def _scalar(value: Any, kind: GGUFValueType) -> bytes:
 
 def _string(value: str | bytes) -> bytes:
     content = value.encode("utf-8") if isinstance(value, str) else value
-    return struct.pack("<Q", len(content)) + content
+    return _LENGTH(len(content)) + content
 
 
 def _padding(size: int) -> int:
