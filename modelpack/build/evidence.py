@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from modelpack import schemas
 from modelpack.build.plan import BuildPlan
 from modelpack.convert import Checkpoint
 from modelpack.evidence.bom import bill_of_materials
@@ -61,7 +62,7 @@ class InputReading:
     def __init__(self, plan: BuildPlan, progress: Progress) -> None:
         self._is_over = threading.Event()
         self._pool = ThreadPoolExecutor(2)
-        self._toolchain = self._pool.submit(Toolchain.installed)
+        self._toolchain = self._pool.submit(_look_at_tools)
         self._inputs = self._pool.submit(read_inputs, plan, (), progress, is_over=self._is_over.is_set)
 
     def inputs(self) -> tuple[InputFile, ...]:
@@ -76,6 +77,11 @@ class InputReading:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._pool.shutdown()
+
+
+def _look_at_tools() -> Toolchain:
+    schemas.prepare()
+    return Toolchain.installed()
 
 
 def read_inputs(

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelpack import hub, template
 from modelpack.build.evidence import InputReading, read_inputs
 from modelpack.build.plan import BuildPlan, Variant
-from modelpack.build.tokenizer_gate import TokenizerGate
 from modelpack.convert import Checkpoint
-from modelpack.converter import AnyPlan, convert, converter_annotations
+from modelpack.converter import convert, converter_annotations
 from modelpack.engine.comparison import Comparison
 from modelpack.errors import CheckFailedError, InsufficientDiskError
 from modelpack.evidence.provenance import InputFile
@@ -30,6 +30,9 @@ from modelpack.signing import oms
 from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
 from modelpack.weights import Imatrix, Weights, fact_annotations, make_weights, obtain_imatrix
+
+if TYPE_CHECKING:
+    from modelpack.converter import AnyPlan
 
 # Harbor shows documents up to this size, and nobody writes larger ones.
 MAX_DOCUMENT_SIZE = 4 << 20
@@ -234,11 +237,13 @@ def _describe(
     return with_facts(model, header)
 
 
-def _convert(plan: BuildPlan, conversion: AnyPlan, base: Path, work: Path, progress: Progress) -> str | None:
+def _convert(plan: BuildPlan, conversion: "AnyPlan", base: Path, work: Path, progress: Progress) -> str | None:
     """Weights to a GGUF file, its tokenizer compared with the checkpoint's: how many texts differ, where any may.
 
     Raises TokenizerMismatchError where none may, as early as it is known.
     """
+    from modelpack.build.tokenizer_gate import TokenizerGate  # with the tokenizers; only a conversion needs them
+
     choice = plan.converter
     if plan.checkpoint is None:
         raise AssertionError("a conversion of no checkpoint")

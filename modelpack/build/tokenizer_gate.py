@@ -2,15 +2,18 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from modelpack.convert import Checkpoint, ConversionPlan, parity
-from modelpack.converter import AnyPlan
+from modelpack.convert import Checkpoint, parity
 from modelpack.engine.tokenize import tokenize
 from modelpack.errors import TokenizerMismatchError
 from modelpack.gguf_header import ArraySummary
 from modelpack.gguf_shards import read_whole_header
 from modelpack.progress import Progress
+from modelpack.upstream import UpstreamPlan
+
+if TYPE_CHECKING:
+    from modelpack.converter import AnyPlan
 
 
 class TokenizerGate:
@@ -18,11 +21,11 @@ class TokenizerGate:
     read; of upstream's it is what upstream wrote.
     """
 
-    def __init__(self, conversion: AnyPlan, checkpoint: Checkpoint, work: Path) -> None:
+    def __init__(self, conversion: "AnyPlan", checkpoint: Checkpoint, work: Path) -> None:
         self._checkpoint = checkpoint
         self._pool = ThreadPoolExecutor(1)
         self._limits: Future[list[str]] | None = None
-        if isinstance(conversion, ConversionPlan):
+        if not isinstance(conversion, UpstreamPlan):
             vocabulary = work / "vocabulary.gguf"
             vocabulary.write_bytes(conversion.vocabulary_file)
             pre, rows = conversion.metadata["tokenizer.ggml.pre"], len(conversion.metadata["tokenizer.ggml.tokens"])
