@@ -1,5 +1,6 @@
 """Which converter makes the GGUF file: modelpack's own, or llama.cpp's in its cage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -63,15 +64,23 @@ class ConverterChoice:
         )
 
 
-def convert(plan: "AnyPlan", target: Path, *, deep: bool = False, progress: Progress = SILENT) -> None:
+def convert(
+    plan: "AnyPlan",
+    target: Path,
+    *,
+    deep: bool = False,
+    between: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
+) -> None:
     """Carry either plan out, ``deep`` as it says at ``ConverterChoice``. The target is for what comes next: not synced.
+    ``between`` is called every few MiB of a native conversion, and what it raises ends the work.
 
     Raises ConversionError, InvalidCheckpointError for what a deep look finds, and WorkerError for the caged converter.
     """
     if isinstance(plan, UpstreamPlan):
         run_upstream(plan, target, progress=progress)
     else:
-        native.run_conversion(plan, target, deep=deep, is_durable=False, progress=progress)
+        native.run_conversion(plan, target, deep=deep, is_durable=False, between=between, progress=progress)
 
 
 def converter_annotations(plan: "AnyPlan | None") -> dict[str, str]:

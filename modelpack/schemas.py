@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def load_schema(name: str) -> dict[str, Any]:
     """The schema as parsed JSON (draft 2020-12)."""
     schema: dict[str, Any] = json.loads(schema_path(name).read_text(encoding="utf-8"))
     return schema
+
+
+def prepare() -> None:
+    """Load what ``violations`` takes, in good time: while something else is waited for it costs nothing."""
+    import_module("jsonschema")
 
 
 def violations(name: str, document: object) -> list[str]:

@@ -1,20 +1,21 @@
 """What a build can say about itself: its inputs by their content, provenance and a bill of materials."""
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from modelpack import schemas
 from modelpack.build.plan import BuildPlan
 from modelpack.convert import Checkpoint
 from modelpack.evidence.bom import bill_of_materials
 from modelpack.evidence.predicates import CYCLONEDX, SLSA_PROVENANCE
 from modelpack.evidence.provenance import Builder, BuildFacts, InputFile, provenance
 from modelpack.evidence.toolchain import Toolchain
+from modelpack.file_digest import sha256_of
 from modelpack.gguf_shards import shard_paths
 from modelpack.oci.digest import Digest
 from modelpack.progress import Progress
@@ -46,21 +47,29 @@ def evidence_of(
         findings={key: text for key, text in built.model.annotations.items() if key.startswith("dev.modelpack.")},
     )
     return {
-        SLSA_PROVENANCE: provenance(facts, Toolchain.installed(), builder, started=started, finished=finished),
+        SLSA_PROVENANCE: provenance(
+            facts, built.toolchain or Toolchain.installed(), builder, started=started, finished=finished
+        ),
         CYCLONEDX: bill_of_materials(built.model, built.descriptor.digest),
     }
 
 
 class InputReading:
-    """Hashes what goes into a build while the build works on it; a context manager that ends with the build."""
+    """Hashes what goes into a build while the build works on it, and looks at the tools that do; a context manager that
+    ends with the build.
+    """
 
     def __init__(self, plan: BuildPlan, progress: Progress) -> None:
         self._is_over = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(2)
+        self._toolchain = self._pool.submit(_look_at_tools)
         self._inputs = self._pool.submit(read_inputs, plan, (), progress, is_over=self._is_over.is_set)
 
     def inputs(self) -> tuple[InputFile, ...]:
         return self._inputs.result()
+
+    def toolchain(self) -> Toolchain:
+        return self._toolchain.result()
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +77,11 @@ class InputReading:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._pool.shutdown()
+
+
+def _look_at_tools() -> Toolchain:
+    schemas.prepare()
+    return Toolchain.installed()
 
 
 def read_inputs(
@@ -79,7 +93,7 @@ def read_inputs(
 ) -> tuple[InputFile, ...]:
     """Every file that the weights and documents may have come from, by its content.
 
-    Once ``is_over``, nobody waits for the answer, and it does not matter.
+    Once ``is_over``, nobody waits for the answer: raises CancelledError.
     """
     if plan.snapshot:
         known = {file.path: file.sha256 for file in plan.snapshot.files}
@@ -114,9 +128,10 @@ def _checkpoint_files(checkpoint: Checkpoint) -> set[str]:
 
 
 def _sha256(path: Path, progress: Progress, is_over: Callable[[], bool]) -> str:
-    hasher = hashlib.sha256()
+    def hashed(count: int) -> None:
+        step.advance(count)
+        if is_over():
+            raise CancelledError
+
     with path.open("rb") as file, progress.step(f"hash {path.name}", total=path.stat().st_size) as step:
-        while (chunk := file.read(1 << 20)) and not is_over():
-            hasher.update(chunk)
-            step.advance(len(chunk))
-    return hasher.hexdigest()
+        return sha256_of(file.fileno(), hashed)[0]

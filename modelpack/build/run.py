@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelpack import hub, template
 from modelpack.build.evidence import InputReading, read_inputs
@@ -13,13 +14,13 @@ from modelpack.build.plan import BuildPlan, Variant
 from modelpack.convert import Checkpoint
 from modelpack.converter import convert, converter_annotations
 from modelpack.engine.comparison import Comparison
-from modelpack.engine.tokenize import tokenize
-from modelpack.errors import CheckFailedError, InsufficientDiskError, TokenizerMismatchError
+from modelpack.errors import CheckFailedError, InsufficientDiskError
 from modelpack.evidence.provenance import InputFile
+from modelpack.evidence.toolchain import Toolchain
 from modelpack.formats import FileKind, Model, ModelFile
 from modelpack.formats.facts import with_facts
 from modelpack.formats.licenses import spdx
-from modelpack.gguf_header import ArraySummary, GGUFHeader
+from modelpack.gguf_header import GGUFHeader
 from modelpack.gguf_shards import plan_shards, read_whole_header, shard_name, shard_paths, write_shards
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
@@ -30,6 +31,9 @@ from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
 from modelpack.weights import Imatrix, Weights, fact_annotations, make_weights, obtain_imatrix
 
+if TYPE_CHECKING:
+    from modelpack.converter import AnyPlan
+
 # Harbor shows documents up to this size, and nobody writes larger ones.
 MAX_DOCUMENT_SIZE = 4 << 20
 # What a blob is called before a manifest says it: the codec gives the layer its own media type.
@@ -39,8 +43,8 @@ GGUF_TYPE = "application/octet-stream"
 @dataclass(frozen=True, slots=True)
 class BuiltVariant:
     """What a variant became. ``inputs`` are all files that went into the build; ``intermediate`` is what the weights
-    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that, and
-    ``imatrix`` the file of the importance matrix.
+    were quantized from, None where they are the source's own or a mere conversion. ``comparison`` is with that,
+    ``imatrix`` the file of the importance matrix, ``toolchain`` what made the weights, if it was looked at meanwhile.
     """
 
     quantization: str
@@ -53,6 +57,7 @@ class BuiltVariant:
     intermediate: str | None = None
     comparison: Comparison | None = None
     imatrix: Digest | None = None
+    toolchain: Toolchain | None = None
 
 
 def run_build(
@@ -83,9 +88,7 @@ def run_build(
         reading = None if is_packaged else stack.enter_context(InputReading(plan, progress))
         if plan.conversion:
             base, base_type = work / "intermediate.gguf", plan.conversion.file_type
-            convert(plan.conversion, base, deep=plan.converter.deep, progress=progress)
-            if plan.checkpoint and (mismatch := _check_tokenizer(plan, plan.checkpoint, base, progress)):
-                plan = replace(plan, tokenizer_mismatch=mismatch)
+            plan = replace(plan, tokenizer_mismatch=_convert(plan, plan.conversion, base, work, progress))
         elif plan.gguf:
             base, base_type = plan.gguf, plan.gguf_type or ""
         else:
@@ -111,7 +114,8 @@ def run_build(
             for reference in built.references:
                 store.repository(reference.name).put_manifest(manifest, tag=reference.tag)
         inputs = reading.inputs() if reading else read_inputs(plan, [built for _, built in in_order], progress)
-    return [replace(built, inputs=inputs) for _, built in in_order]
+        toolchain = reading.toolchain() if reading else None
+    return [replace(built, inputs=inputs, toolchain=toolchain) for _, built in in_order]
 
 
 def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
@@ -233,31 +237,20 @@ def _describe(
     return with_facts(model, header)
 
 
-def _check_tokenizer(plan: BuildPlan, checkpoint: Checkpoint, base: Path, progress: Progress) -> str | None:
-    """How many texts llama.cpp tokenizes otherwise than the checkpoint's own tokenizer, where the plan allows any.
+def _convert(plan: BuildPlan, conversion: "AnyPlan", base: Path, work: Path, progress: Progress) -> str | None:
+    """Weights to a GGUF file, its tokenizer compared with the checkpoint's: how many texts differ, where any may.
 
-    Raises TokenizerMismatchError where it does not.
+    Raises TokenizerMismatchError where none may, as early as it is known.
     """
-    from modelpack.convert import parity  # with the tokenizers; only a conversion needs them
+    from modelpack.build.tokenizer_gate import TokenizerGate  # with the tokenizers; only a conversion needs them
 
-    metadata = read_whole_header(base).metadata
-    pre, tokens = str(metadata.get("tokenizer.ggml.pre")), metadata.get("tokenizer.ggml.tokens")
-    wanted = parity.expected(checkpoint, pre=pre, rows=tokens.length if isinstance(tokens, ArraySummary) else None)
-    if pre in parity.CUT_AT_MARKS:
-        progress.warn(
-            f"llama.cpp splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and "
-            "Thai it gives this model other tokens than it was trained with"
-        )
-    if not wanted:
-        return None
-    try:
-        parity.check(wanted, tokenize(base, [text for text, _ in wanted]))
-    except TokenizerMismatchError as mismatch:
-        if not plan.converter.allow_mismatch:
-            raise
-        progress.warn(str(mismatch))
-        return mismatch.share
-    return None
+    choice = plan.converter
+    if plan.checkpoint is None:
+        raise AssertionError("a conversion of no checkpoint")
+    with TokenizerGate(conversion, plan.checkpoint, work) as gate:
+        between = (lambda: None) if choice.allow_mismatch else gate.look
+        convert(conversion, base, deep=choice.deep, between=between, progress=progress)
+        return gate.mismatch(base, is_allowed=choice.allow_mismatch, progress=progress)
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

@@ -5,7 +5,7 @@ byte, but for what ``tests/data/conversion/README.md`` lists.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -19,12 +19,12 @@ from modelpack.convert.architectures import Architecture, find_architecture
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import FILE_TYPES
-from modelpack.convert.metadata import add_general
-from modelpack.convert.special_tokens import read_special_tokens
+from modelpack.convert.metadata import add_general, spelled_for_llama_cpp
+from modelpack.convert.special_tokens import SpecialTokens, read_special_tokens, strips_behind
 from modelpack.convert.splitting import adds_bos_unasked
 from modelpack.convert.tensor import Shards, Tensor, stack
 from modelpack.convert.vocabulary import Vocabulary
-from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, write_file
+from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, metadata_bytes, write_file
 from modelpack.errors import InvalidCheckpointError, InvalidInputError, UnknownArchitectureError
 from modelpack.progress import SILENT, Progress
 
@@ -50,7 +50,8 @@ class ConversionPlan:
     metadata: Mapping[str, Any]
     """GGUF keys and values, tokens and all, in the order of the file."""
     tensors: tuple[PlannedTensor, ...]
-    header: bytes = field(repr=False)
+    encoded_metadata: bytes = field(repr=False)
+    """The metadata as they lie in the file."""
     shards: Shards = field(repr=False)
 
     @property
@@ -61,6 +62,16 @@ class ConversionPlan:
     def parameters(self) -> int:
         """How many weights there are."""
         return sum(prod(planned.tensor.shape) for planned in self.tensors)
+
+    @property
+    def header(self) -> bytes:
+        """All before the weights."""
+        return header_bytes(self.encoded_metadata, len(self.metadata), self.tensors)
+
+    @property
+    def vocabulary_file(self) -> bytes:
+        """A GGUF file of the metadata alone, for whoever wants to ask about the vocabulary before there are weights."""
+        return header_bytes(self.encoded_metadata, len(self.metadata), ())
 
     @property
     def output_size(self) -> int:
@@ -103,32 +114,46 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     for add in architecture.special_tokens:
         add(writer, config)
     values = writer.kv_data[0]
+    title = values["general.name"]
+    title.value = spelled_for_llama_cpp(title.value, tokens=vocabulary.tokens, strips=strips_behind(checkpoint))
     return ConversionPlan(
         architecture=architecture.gguf_name,
         file_type=file_type,
         metadata={key: value.value for key, value in values.items()},
         tensors=tuple(tensors),
-        header=header_bytes(values, tensors),
+        encoded_metadata=metadata_bytes(values),
         shards=shards,
     )
 
 
 def run_conversion(
-    plan: ConversionPlan, path: Path, *, deep: bool = False, is_durable: bool = True, progress: Progress = SILENT
+    plan: ConversionPlan,
+    path: Path,
+    *,
+    deep: bool = False,
+    is_durable: bool = True,
+    between: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
 ) -> None:
     """Write the GGUF file of a plan to ``path``, whole or not at all. The same plan gives the same bytes.
 
+    ``between`` is called every few MiB, and what it raises ends the work.
     ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused. What is not to
     be ``is_durable`` is not synced to the disk.
     Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
+
+    def after_a_piece() -> None:
+        plan.shards.forget()
+        between()
+
     write_file(
         path,
         plan.header,
         plan.tensors,
         deep=deep,
         is_durable=is_durable,
-        forget=plan.shards.forget,
+        between=after_a_piece,
         progress=progress,
     )
 
@@ -275,9 +300,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
     writer.add_token_types(vocabulary.types)
     for field_name, value in vocabulary.settings:
         getattr(writer, f"add_{field_name}")(value)
-    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
-    if adds_bos_unasked(vocabulary.pre):
-        special.added.setdefault("bos", False)  # nothing in the checkpoint asks for one
+    special = _special_tokens(checkpoint, vocabulary)
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     for kind, token in special.ids.items():
@@ -290,3 +313,15 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
         writer.add_chat_template(special.chat_template)
     for key, value in special.normalizer.items():  # PyPI's gguf has no name for these keys yet
         writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
+
+
+def _special_tokens(checkpoint: Checkpoint, vocabulary: Vocabulary) -> SpecialTokens:
+    """What the checkpoint's files say, and where they are silent what llama.cpp would take for granted otherwise."""
+    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
+    if adds_bos_unasked(vocabulary.pre):
+        special.added.setdefault("bos", False)  # nothing in the checkpoint asks for one
+    for kind, is_added in vocabulary.adds.items():
+        special.added.setdefault(kind, is_added)
+    if vocabulary.unknown is not None:
+        special.ids.setdefault("unk", vocabulary.unknown)
+    return special

@@ -4,7 +4,8 @@ The keys, their types and the reading of model names are gguf's; the order is th
 llama.cpp that llama-cpp-python 0.3.36 carries.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _SAMPLING = {
     "sampling_mirostat_tau": ("mirostat_tau",),
     "sampling_mirostat_eta": ("mirostat_eta",),
 }
+_PHI3 = re.compile(r"(?i)(phi)[ -]?3")
+_PHI3_TOKENS = {b"</s>", b"<unk>", b"<s>", b"<|endoftext|>"}
 _WHOLE = {"sampling_top_k", "sampling_penalty_last_n", "sampling_mirostat"}
 
 
@@ -57,3 +60,11 @@ def add_general(
         metadata.size_label = gguf.size_label(*parameters)
     writer.add_type(gguf.GGUFType.MODEL)
     metadata.set_gguf_meta_model(writer)
+
+
+def spelled_for_llama_cpp(name: str, *, tokens: Iterable[bytes], strips: bool) -> str:
+    """A model's name as llama.cpp is to read it: from "phi-3" or "phi3" in it, it takes that the spaces behind special
+    tokens are theirs (``strips``), and it does not load a file of that name without Phi 3's tokens.
+    """
+    is_phi3 = strips and set(tokens) >= _PHI3_TOKENS
+    return _PHI3.sub(r"\1-3" if is_phi3 else r"\1 3", name)

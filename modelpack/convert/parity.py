@@ -6,92 +6,187 @@ many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from itertools import combinations, pairwise
 
+from modelpack.convert.bounded_tokenizer import BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
-from modelpack.convert.pre_tokenizer import load_tokenizer, refusing_what_tokenizers_refuses
-from modelpack.convert.tokenizer import load_sentencepiece
+from modelpack.convert.limits import OVERLAP, Limit, find_limits
+from modelpack.convert.sentencepiece_model import SentencePieceModel
+from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import TokenizerMismatchError
 
 _SHOWN = 3
 _ADDED = 512
+_NEIGHBOURED = 64
+_LONGEST_SHARED = 64
 # XLM-R counts its pieces one up from its SentencePiece model, but for those that both begin with.
 _MODELS = {"tokenizer.model": 0, "spiece.model": 0, "sentencepiece.bpe.model": 1}
-
-CUT_AT_MARKS = frozenset({"gpt-4o", "kimi-k2", "tekken"})
-"""Ways to split text in which llama.cpp, in every model of the kind, cuts words at combining marks: vowel signs of
-Hindi or Thai, accents that stand alone. Texts with such marks are not compared, and whoever converts is told."""
 
 Tokenized = list[tuple[str, list[int]]]
 
 
-def expected(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None = None) -> Tokenized:
-    """Texts in many scripts, and the added tokens, with the ids that the checkpoint's own tokenizer gives them; special
-    tokens are not added where the text has none. ``pre`` is the name of the way to split text that llama.cpp was told,
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A text and the ids that the checkpoint's own tokenizer gives it.
+
+    ``known`` are others that llama.cpp may give it, each with what it is that llama.cpp does otherwise: there is no
+    way to tell it, and real models are like that.
+    """
+
+    text: str
+    ids: list[int]
+    known: tuple[tuple[list[int], str], ...] = ()
+
+
+def trials(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None = None) -> list[Trial]:
+    """Texts in many scripts, and the added tokens, alone and in company; special tokens are not added where the text
+    has none. ``pre`` is the name of the way to split text that llama.cpp was told,
     ``rows`` the number of tokens that were written (by default as many as config.json says, or all).
 
     Empty where the checkpoint has no tokenizer that can be asked. Raises InvalidCheckpointError.
     """
     content = checkpoint.read_bytes("tokenizer.json")
     if content is not None:
-        tokenizer = load_tokenizer(content)
-        tried = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
-        tried += _added_tokens(tokenizer, checkpoint.config.get("vocab_size") if rows is None else rows)
-        with refusing_what_tokenizers_refuses():
-            encoded = tokenizer.encode_batch(tried, add_special_tokens=False)
-        return [(text, encoding.ids) for text, encoding in zip(tried, encoded, strict=True)]
+        return _of_json(content, pre, checkpoint.config.get("vocab_size") if rows is None else rows)
     for name, shift in _MODELS.items():
         model = checkpoint.read_bytes(name)
         if model is not None:
-            processor = load_sentencepiece(name, model)
+            processor = SentencePieceModel.load(name, model).processor
             unknown = processor.unk_id()
             return [
-                (text, [3 if shift and token == unknown else token + shift for token in processor.Encode(text)])
+                Trial(text, [3 if shift and token == unknown else token + shift for token in processor.Encode(text)])
                 for text in texts()
             ]
     return []
 
 
+def expected(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None = None) -> Tokenized:
+    """Of the trials those in which llama.cpp has to give the checkpoint's own ids."""
+    return [(one.text, one.ids) for one in trials(checkpoint, pre=pre, rows=rows) if not one.known]
+
+
+def compare(tried: Sequence[Trial], actual: Sequence[Sequence[int]]) -> list[str]:
+    """What llama.cpp, which gave the ids ``actual``, does otherwise as it is known to, one sentence for each of its
+    limits. Raises TokenizerMismatchError, which shows the first few, for anything else.
+    """
+    pairs = [(one, list(got)) for one, got in zip(tried, actual, strict=True)]
+    limits: dict[str, list[str]] = {}
+    wrong = []
+    for one, got in pairs:
+        if got != one.ids:
+            reason = next((reason for ids, reason in one.known if ids == got), None)
+            if reason is None:
+                wrong.append((one, got))
+            else:
+                limits.setdefault(reason, []).append(_difference(one, got))
+    if wrong:
+        shown = "; ".join(_difference(one, got) for one, got in wrong[:_SHOWN])
+        raise TokenizerMismatchError(
+            f"llama.cpp tokenizes {len(wrong)} of {len(tried)} texts otherwise than the checkpoint does: {shown}",
+            share=f"{len(wrong)}/{len(tried)}",
+        )
+    return [f"llama.cpp {reason} ({len(seen)} texts: {seen[0]})" for reason, seen in limits.items()]
+
+
 def check(wanted: Tokenized, actual: Sequence[Sequence[int]]) -> None:
     """Raises TokenizerMismatchError, which shows the first few, where llama.cpp's ids are others."""
-    wrong = [(text, ids, list(got)) for (text, ids), got in zip(wanted, actual, strict=True) if ids != list(got)]
-    if wrong:
-        shown = "; ".join(f"{text[:40]!r} becomes {got[:16]}, not {ids[:16]}" for text, ids, got in wrong[:_SHOWN])
-        raise TokenizerMismatchError(
-            f"llama.cpp tokenizes {len(wrong)} of {len(wanted)} texts otherwise than the checkpoint does: {shown}",
-            share=f"{len(wrong)}/{len(wanted)}",
-        )
+    compare([Trial(text, ids) for text, ids in wanted], actual)
 
 
-def _has_marks(text: str) -> bool:
-    return any(unicodedata.category(character).startswith("M") for character in text)
+def _difference(one: Trial, got: list[int]) -> str:
+    return f"{one.text[:40]!r} becomes {got[:16]}, not {one.ids[:16]}"
 
 
-def _added_tokens(tokenizer: Any, rows: object) -> list[str]:
-    """Each added token that the model has a row for, alone and behind a letter; but spaces, however written."""
+def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
+    tokenizer = BoundedTokenizer(content)
+    document = json.loads(content)
+    added = _added_tokens(tokenizer, rows)
+    plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
+    plain += [text for one in added for text in (one.content, "a" + one.content)]
+    plain += _in_company(added)
+    shared = _sharing(added)
+    tried = [*dict.fromkeys([*plain, *shared])]
+    ids = tokenizer.encode(tried)
+    known: dict[str, list[tuple[list[int], str]]] = {text: [] for text in tried}
+    limits = find_limits(document, pre)
+    for several in _every_choice(limits):
+        changed = document
+        for limit in several:
+            changed = limit.change(changed)
+        otherwise = BoundedTokenizer(json.dumps(changed).encode()).encode(tried)
+        reason = ", and ".join(limit.reason for limit in several)
+        for text, own, other in zip(tried, ids, otherwise, strict=True):
+            if own != other:
+                known[text].append((other, reason))
+    for text, (before, token) in shared.items():
+        known[text] += [([*start, token], OVERLAP) for start in tokenizer.encode([before])]
+    return [Trial(text, own, tuple(known[text])) for text, own in zip(tried, ids, strict=True)]
+
+
+def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:
+    """One limit, then several: of some llama.cpp is free for models with certain names."""
+    for count in range(1, len(limits) + 1):
+        yield from combinations(limits, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    token: int
+    content: str
+    strips: bool
+
+
+def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[_Added]:
+    """Each added token that the model has a row for; but spaces, however written."""
     rows = rows if type(rows) is int else MAX_TOKENS
-    added = [token.content for number, token in sorted(tokenizer.get_added_tokens_decoder().items()) if number < rows]
-    return [
-        text
-        for content in added[:_ADDED]
-        if content.strip() and SPACE not in content
-        for text in (content, "a" + content)
+    added = [
+        _Added(number, token.content, token.lstrip or token.rstrip)
+        for number, token in tokenizer.added_tokens
+        if number < rows
     ]
+    return [one for one in added[:_ADDED] if one.content.strip() and SPACE not in one.content]
 
 
-def _is_beyond_llama_cpp(text: str, tokenizer: Any, pre: str | None) -> bool:
+def _in_company(added: Sequence[_Added]) -> list[str]:
+    """The first few, and the first few of those to which spaces belong: before a letter, between words, twice, and
+    each before the next.
+    """
+    kinds = ([one.content for one in added if one.strips is strips] for strips in (False, True))
+    contents = [content for kind in kinds for content in kind[:_NEIGHBOURED]]
+    around = [text for one in contents for text in (one + "a", f"a {one} b", one + one)]
+    return around + [first + second for first, second in pairwise(contents)]
+
+
+def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
+    """Texts in which an added token ends with what a longer one begins with. Beside each: what comes before the longer
+    one, and its id.
+    """
+    beginnings: dict[str, _Added] = {}
+    for one in sorted(added, key=lambda one: len(one.content.encode()), reverse=True):
+        for length in range(1, min(len(one.content), _LONGEST_SHARED)):
+            beginnings.setdefault(one.content[:length], one)
+    result: dict[str, tuple[str, int]] = {}
+    for one in added:
+        for length in reversed(range(1, min(len(one.content), _LONGEST_SHARED))):
+            other = beginnings.get(one.content[-length:])
+            if other is not None and other != one and len(other.content.encode()) >= len(one.content.encode()):
+                before = one.content[:-length]
+                result.setdefault(before + other.content, (before, other.token))
+        if len(result) >= _NEIGHBOURED:
+            break
+    return result
+
+
+def _is_beyond_llama_cpp(text: str, tokenizer: BoundedTokenizer, pre: str | None) -> bool:
     """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
-    kind = type(tokenizer.model).__name__
-    if pre in CUT_AT_MARKS:
-        return _has_marks(text)
-    if kind == "BPE" and "Metaspace(" in (rule := repr(tokenizer.pre_tokenizer)) and "scheme=never" not in rule:
-        # Metaspace puts no space before a text that has one; SentencePiece does, and llama.cpp does as SentencePiece.
-        return text[0].isspace()
-    return kind == "WordPiece" and (_loses_letters(text) or _is_lowered_by_half(text, tokenizer.normalizer))
+    is_wordpiece = tokenizer.kind == "WordPiece"
+    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer)
+    return is_lowered or (is_wordpiece and _loses_letters(text))
 
 
 def _loses_letters(text: str) -> bool:
@@ -99,9 +194,9 @@ def _loses_letters(text: str) -> bool:
     return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
 
 
-def _is_lowered_by_half(text: str, normalizer: Any) -> bool:
+def _is_lowered_by_half(text: str, tokenizer: BoundedTokenizer) -> bool:
     """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
-    return "\u0130" in text and normalizer is not None and "\u0307" in normalizer.normalize_str("\u0130")
+    return "\u0130" in text and "\u0307" in tokenizer.normalize("\u0130")
 
 
 @cache

@@ -20,11 +20,11 @@ def parse(message: bytes) -> list[tuple[int, Any]]:
         key, offset = _varint(message, offset)
         number, kind = key >> 3, key & 7
         value: int | bytes
-        if kind == 0:
-            value, offset = _varint(message, offset)
-        elif kind == 2:
+        if kind == 2:
             length, offset = _varint(message, offset)
             value, offset = _slice(message, offset, length)
+        elif kind == 0:
+            value, offset = _varint(message, offset)
         elif kind in _WIDTHS:
             value, offset = _slice(message, offset, _WIDTHS[kind])
         else:
@@ -50,6 +50,8 @@ def _slice(message: bytes, offset: int, length: int) -> tuple[bytes, int]:
 
 
 def _varint(message: bytes, offset: int) -> tuple[int, int]:
+    if offset < len(message) and message[offset] < 0x80:  # as nearly all are
+        return message[offset], offset + 1
     value = 0
     for shift in range(0, 70, 7):
         if offset >= len(message):

@@ -53,6 +53,13 @@ def read_special_tokens(checkpoint: Checkpoint, *, vocabulary_size: int) -> Spec
     return special
 
 
+def strips_behind(checkpoint: Checkpoint) -> bool:
+    """Whether the spaces behind some added token belong to it."""
+    listed = as_dict((checkpoint.read_json("tokenizer_config.json") or {}).get("added_tokens_decoder")).values()
+    entries = added_tokens(checkpoint.read_json("tokenizer.json") or {}) or [as_dict(entry) for entry in listed]
+    return any(entry.get("rstrip") is True for entry in entries)
+
+
 def _unknown(model: Mapping[str, Any]) -> object:
     """The id for what no token stands for, by the model itself; llama.cpp would take BERT's and T5's for granted."""
     match model.get("type"):

@@ -1,25 +1,31 @@
-"""The way to split text that a byte-level tokenizer.json spells out, and llama.cpp's name for it.
+"""The way to split text that a BPE tokenizer.json spells out, and llama.cpp's name for it.
 
 The same way can be spelled in many forms. All are brought into one: regular expressions whose matches stand alone, and
-``bytes`` where text turns into GPT-2's alphabet; then they are looked up in ``splitting_rules.json``.
+``bytes`` where text turns into GPT-2's alphabet or U+2581 where it stays characters and spaces are written so; then
+they are looked up in ``splitting_rules.json``.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from modelpack.convert.vocabulary import as_dict, steps
+from modelpack.convert.vocabulary import SPACE, as_dict, read_merges, steps
 from modelpack.errors import UnsupportedError
 
 BYTES = "bytes"
+WHITESPACE = "whitespace"
+"""llama.cpp's name for what splits at spaces and drops them: a kind of vocabulary and a way to split text in one."""
 
 # The ``regex`` crates' Punctuation is ASCII's with its symbols, and Unicode's; GPT-2's expression is ByteLevel's own.
 _PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _COVERS_ALL = ("|\\s+", "|\\s")  # with one of these as the last choice nothing is left between the matches
+# How text is described that never becomes bytes.
+_LINES, _WORDS = (SPACE, r"[^\n]+|[\n]+"), (r"\S+",)
+_SPACE_WRITTEN = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _UNCOMPOSED = "NFC"  # llama.cpp composes nothing, and text comes composed nearly always
 
 
@@ -28,13 +34,7 @@ def name_by_rule(tokenizer: Mapping[str, Any]) -> str:
 
     Raises UnsupportedError, which says what it is that llama.cpp cannot do.
     """
-    for step in steps(tokenizer, "normalizer"):
-        if step.get("type") not in (None, _UNCOMPOSED):
-            raise UnsupportedError(
-                f"tokenizer.json normalizes text with {str(step['type'])[:40]}, which llama.cpp never does to text that"
-                " it splits into bytes"
-            )
-    described = tuple(text for step in _flat(steps(tokenizer, "pre_tokenizer")) for text in _describe(step))
+    described = _described_without_bytes(tokenizer) or _described(tokenizer)
     names = _names().get(described)
     if names is None:
         shown = ", ".join(repr(text if len(text) <= 60 else text[:60] + "...") for text in described[:4])
@@ -48,6 +48,49 @@ def name_by_rule(tokenizer: Mapping[str, Any]) -> str:
             f" only the other way round ({name})"
         )
     return str(name)
+
+
+def splits_at_spaces(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether text is words between spaces, which are dropped, and never bytes."""
+    return _described_without_bytes(tokenizer) == _WORDS
+
+
+def _described(tokenizer: Mapping[str, Any]) -> tuple[str, ...]:
+    for step in steps(tokenizer, "normalizer"):
+        if step.get("type") not in (None, _UNCOMPOSED):
+            raise UnsupportedError(
+                f"tokenizer.json normalizes text with {str(step['type'])[:40]}, which llama.cpp never does to text that"
+                " it splits into bytes"
+            )
+    return tuple(text for step in _flat(steps(tokenizer, "pre_tokenizer")) for text in _describe(step))
+
+
+def _described_without_bytes(tokenizer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The two ways in which text stays characters: spaces written as U+2581 and nothing split, as SentencePiece does
+    it, or words between spaces. Nothing for any other.
+    """
+    normalizers = [step for step in steps(tokenizer, "normalizer") if step.get("type") not in (None, _UNCOMPOSED)]
+    splits = [step for step in _flat(steps(tokenizer, "pre_tokenizer")) if step.get("type") is not None]
+    if normalizers == [_SPACE_WRITTEN] and all(as_dict(step.get("pattern")) == {"String": " "} for step in splits):
+        # llama.cpp splits at the ends of lines.
+        return _LINES if _merges_within(tokenizer, lambda text: "\n" not in text or not text.strip("\n")) else ()
+    if len(splits) == 1 and all(step == {"type": "Lowercase"} for step in normalizers):
+        if splits[0] == {"type": "WhitespaceSplit"}:
+            return _WORDS
+        # llama.cpp does not split between words and punctuation, which makes no difference where no merge joins them.
+        if splits[0] == {"type": "Whitespace"} and _merges_within(tokenizer, _is_one_word):
+            return _WORDS
+    return ()
+
+
+def _merges_within(tokenizer: Mapping[str, Any], is_one: Callable[[str], bool]) -> bool:
+    return all(is_one(left + right) for left, right in read_merges(as_dict(tokenizer.get("model"))))
+
+
+def _is_one_word(text: str) -> bool:
+    from tokenizers.pre_tokenizers import Whitespace
+
+    return len(Whitespace().pre_tokenize_str(text)) == 1
 
 
 def all_tokens_are_merged(tokenizer: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -209,18 +210,36 @@ def encode(rows: Rows, source: str, target: str) -> Rows:
     """Rows of one type as another: exact to a wider type, rounded to nearest, ties to even, to a narrower one."""
     if source == target:
         return rows
-    values = (rows.astype("<u4") << 16).view("<f4") if source == "BF16" else rows.astype("<f4")
+    if source == "BF16" and target == "F16":
+        # There are only 65,536 of them.
+        halves: Rows = np.take(_bf16_as_f16(), rows, mode="clip")
+        return halves
+    values = (rows.astype("<u4") << 16).view("<f4") if source == "BF16" else rows.astype("<f4", copy=False)
     if target == "F32":
         return values
-    if target == "F16":
-        with np.errstate(over="ignore"):  # what F16 cannot hold becomes infinite, as in llama.cpp
-            return values.astype("<f2")
-    return _to_bf16(values)
+    return _to_f16(values) if target == "F16" else _to_bf16(values)
+
+
+@cache
+def _bf16_as_f16() -> Rows:
+    every = np.arange(1 << 16, dtype="<u4")
+    return _to_f16((every << 16).view("<f4"))
+
+
+def _to_f16(values: Rows) -> Rows:
+    with np.errstate(over="ignore"):  # what F16 cannot hold becomes infinite, as in llama.cpp
+        return values.astype("<f2")
 
 
 def _to_bf16(values: Rows) -> Rows:
-    bits = values.view("<u4")
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-    # Rounding could carry a NaN over into infinity: keep its upper half, and make it a quiet one.
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(is_nan, (bits >> 16 | 0x40).astype("<u2"), rounded)
+    bits = np.ascontiguousarray(values).view("<u4")
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    result: Rows = np.ascontiguousarray(rounded.view("<u2")[..., 1::2])
+    if np.isnan(values.max(initial=-np.inf)):
+        # Rounding could carry a NaN over into infinity: keep its upper half, and make it a quiet one.
+        is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+        result[is_nan] = bits[is_nan] >> 16 | 0x40
+    return result

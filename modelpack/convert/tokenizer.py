@@ -6,13 +6,15 @@ tokenizer.
 """
 
 import re
-from typing import Any
+from dataclasses import replace
 
 from gguf import TokenType
 
-from modelpack.convert import protobuf
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
+from modelpack.convert.sentencepiece_model import SentencePieceModel, refuse_fallback
+from modelpack.convert.splitting import WHITESPACE
+from modelpack.convert.unigram import unigram_vocabulary
 from modelpack.convert.vocabulary import (
     ADDED_SCORE,
     SPACE,
@@ -25,20 +27,22 @@ from modelpack.convert.vocabulary import (
     token_ids,
     vocabulary_size,
 )
-from modelpack.errors import InvalidCheckpointError
 
 _ID_DIGITS = 10
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
 def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
-    """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it."""
-    model = checkpoint.read_bytes("tokenizer.model")
-    if model is None or is_tiktoken(model):
+    """tokenizer.model. Raises InvalidCheckpointError when SentencePiece cannot read it, UnsupportedError for a Unigram
+    model that llama.cpp has nothing like.
+    """
+    content = checkpoint.read_bytes("tokenizer.model")
+    if content is None or is_tiktoken(content):
         return None
-    processor = load_sentencepiece("tokenizer.model", model)
-    table = read_pieces(processor, size)
-    for token in user_defined_pieces(model):
+    model = SentencePieceModel.load("tokenizer.model", content)
+    processor = model.processor
+    table = model.read_pieces(size)
+    for token in model.user_defined:
         if token >= min(processor.vocab_size(), table.size):
             break
         text = processor.IdToPiece(token).replace(SPACE, " ")
@@ -52,6 +56,11 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
             table.put_added(entry["id"], entry)
     for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
         table.put_added(int(key) if key.isdecimal() and len(key) <= _ID_DIGITS else None, entry)
+    if model.rules.is_unigram:
+        # (Upstream calls it llama, too, and so joins pieces by their scores, which are no ranks.)
+        refuse_fallback("tokenizer.model", model.rules.falls_back)
+        found = unigram_vocabulary(checkpoint, table, model.rules)
+        return replace(found, unknown=processor.unk_id(), adds={"bos": True, "eos": False})
     prefix = settings.get("add_prefix_space")
     if prefix is None and not processor.EncodeAsPieces("a")[0].startswith(SPACE):
         prefix = False  # llama.cpp would add one where nothing is said
@@ -61,63 +70,6 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
 def is_tiktoken(model: bytes) -> bool:
     """Whether a tokenizer.model is one of tiktoken's: a line for each token, its bytes in base64 and its rank."""
     return _TIKTOKEN.match(model) is not None
-
-
-def load_sentencepiece(name: str, model: bytes) -> Any:
-    """A SentencePieceProcessor. Raises InvalidCheckpointError for what is no model."""
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError) as error:
-        raise InvalidCheckpointError(f"{name} is no SentencePiece model: {error}") from error
-    return processor
-
-
-def read_pieces(processor: Any, size: int | None) -> Table:
-    """The pieces of a model with their kinds and scores, as many as the vocabulary has room for.
-
-    Raises InvalidCheckpointError where one is not text.
-    """
-    table = Table(size or processor.vocab_size())
-    for token in range(min(processor.vocab_size(), table.size)):
-        kind = TokenType.NORMAL
-        if processor.IsUnknown(token):
-            kind = TokenType.UNKNOWN
-        elif processor.IsControl(token):
-            kind = TokenType.CONTROL
-        elif processor.IsUnused(token):
-            kind = TokenType.UNUSED
-        elif processor.IsByte(token):
-            kind = TokenType.BYTE
-        try:
-            piece = processor.IdToPiece(token)
-        except UnicodeDecodeError as error:
-            raise InvalidCheckpointError(f"the SentencePiece model's token {token} is not UTF-8") from error
-        table.put(token, piece, kind, processor.GetScore(token))
-    return table
-
-
-def user_defined_pieces(model: bytes) -> list[int]:
-    """Which pieces are taken out of a text before it is split, as ``</div>`` is in Gemma; the library does not tell.
-
-    ``ModelProto.pieces`` is field 1, ``SentencePiece.type`` field 3 and USER_DEFINED 4 in sentencepiece_model.proto.
-    Raises InvalidCheckpointError.
-    """
-    marked = bytes([3 << 3, 4])
-    if marked not in model:
-        return []
-    try:
-        # SentencePiece passes over a field of another type.
-        pieces = [content for number, content in protobuf.parse(model) if number == 1 and isinstance(content, bytes)]
-        return [token for token, piece in enumerate(pieces) if marked in piece and _kind_of(piece) == 4]
-    except ValueError as error:
-        raise InvalidCheckpointError(f"tokenizer.model is no SentencePiece model: {error}") from error
-
-
-def _kind_of(piece: bytes) -> int:
-    return protobuf.last(protobuf.parse(piece), 3, 1)
 
 
 def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
@@ -139,7 +91,7 @@ def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary |
         kind, score = TokenType.NORMAL, -float(ranks.get(text, len(ranks)))
         if text == model.get("unk_token"):
             kind, score = TokenType.UNKNOWN, 0.0
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        elif _is_byte(text):
             kind, score = TokenType.BYTE, 0.0
         table.put(token, text, kind, score)
     for entry in added_tokens(tokenizer):
@@ -152,16 +104,20 @@ def sentencepiece_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary |
 
 
 def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
-    """GPT-2's kind. Raises UnsupportedError when its way to split text is none of llama.cpp's."""
+    """GPT-2's kind, and those few with merges of characters that llama.cpp has a way to split for.
+
+    Raises UnsupportedError when its way to split text is none of llama.cpp's.
+    """
     tokenizer = checkpoint.read_json("tokenizer.json")
     model = as_dict((tokenizer or {}).get("model"))
-    if tokenizer is None or model.get("type") != "BPE" or model.get("byte_fallback"):
+    if tokenizer is None or model.get("type") != "BPE":
         return None
     content = checkpoint.read_bytes("tokenizer.json") or b""
     vocabulary = token_ids(model)
     table = Table(size or vocabulary_size(tokenizer, vocabulary))
+    falls_back = model.get("byte_fallback") is True
     for piece, token in vocabulary.items():
-        table.put(token, piece, TokenType.NORMAL, 0.0)
+        table.put(token, piece, TokenType.BYTE if falls_back and _is_byte(piece) else TokenType.NORMAL, 0.0)
     pre, normalize = find_pre_tokenizer(content)
     for entry in added_tokens(tokenizer):
         text = entry.get("content")
@@ -169,4 +125,8 @@ def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | Non
             text = normalize(text)
         table.put_added(entry.get("id"), {**entry, "content": text})
     merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in read_merges(model)]
-    return table.vocabulary("gpt2", pre, merges=merges)
+    return table.vocabulary(WHITESPACE if pre == WHITESPACE else "gpt2", pre, merges=merges)
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")

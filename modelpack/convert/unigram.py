@@ -6,18 +6,16 @@ file counts its pieces otherwise than the checkpoint does, as fairseq did.
 
 import base64
 import binascii
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf import TokenType
 
-from modelpack.convert import protobuf
 from modelpack.convert.checkpoint import Checkpoint
-from modelpack.convert.tokenizer import load_sentencepiece, read_pieces
+from modelpack.convert.sentencepiece_model import Rules, SentencePieceModel, refuse_fallback
 from modelpack.convert.vocabulary import ADDED_SCORE, Table, Vocabulary, added_tokens, as_dict, prepends_space, steps
-from modelpack.errors import InvalidCheckpointError, UnsupportedError
-
-MAX_CHARSMAP_SIZE = 16 << 20
-_UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
+from modelpack.errors import InvalidCheckpointError
 
 
 def unigram(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
@@ -29,33 +27,23 @@ def unigram(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     return _from_json(checkpoint, size)
 
 
-def _from_model(checkpoint: Checkpoint, name: str, model: bytes, size: int | None) -> Vocabulary | None:
-    table = read_pieces(load_sentencepiece(name, model), size)
-    try:
-        parts = protobuf.parse(model)
-        trainer = protobuf.parse(protobuf.last(parts, 2, b""))
-        rules = protobuf.parse(protobuf.last(parts, 3, b""))
-        charsmap = protobuf.last(rules, 2, b"")
-        add_prefix, squeeze = bool(protobuf.last(rules, 3, 1)), bool(protobuf.last(rules, 4, 1))
-        kind = protobuf.last(trainer, 3, _UNIGRAM)
-        has_fallback = bool(protobuf.last(trainer, 35, 0))
-    except ValueError as error:
-        raise InvalidCheckpointError(f"{name} is no SentencePiece model: {error}") from error
-    if kind != _UNIGRAM:
+def unigram_of_decoder(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
+    """tokenizer.json, for models whose texts begin and end with nothing unless some file says so."""
+    found = _from_json(checkpoint, size)
+    return found and replace(found, adds={"bos": False, "eos": False})
+
+
+def _from_model(checkpoint: Checkpoint, name: str, content: bytes, size: int | None) -> Vocabulary | None:
+    model = SentencePieceModel.load(name, content)
+    if not model.rules.is_unigram:
         return None
-    _refuse_fallback(name, has_fallback)
+    refuse_fallback(name, model.rules.falls_back)
+    table = model.read_pieces(size)
     for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
         table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
     if name == "sentencepiece.bpe.model":
         _realign(table)
-    return _vocabulary(checkpoint, table, add_prefix=add_prefix, squeeze=squeeze, charsmap=charsmap)
-
-
-def _refuse_fallback(name: str, has_fallback: bool) -> None:
-    if has_fallback:
-        raise UnsupportedError(
-            f"{name} is a Unigram model that falls back to bytes where it lacks a piece; llama.cpp has no such model"
-        )
+    return unigram_vocabulary(checkpoint, table, model.rules)
 
 
 def _realign(table: Table) -> None:
@@ -71,7 +59,7 @@ def _from_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     model = as_dict((tokenizer or {}).get("model"))
     if tokenizer is None or model.get("type") != "Unigram":
         return None
-    _refuse_fallback("tokenizer.json", bool(model.get("byte_fallback")))
+    refuse_fallback("tokenizer.json", bool(model.get("byte_fallback")))
     pieces = model.get("vocab")
     if not isinstance(pieces, list) or not pieces:
         raise InvalidCheckpointError("tokenizer.json has no proper vocabulary")
@@ -90,16 +78,17 @@ def _from_json(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
             score = table.scores[place] if place < len(pieces) else 0.0
             table.put_added(place, entry)
             table.scores[place] = score
-    return _vocabulary(
-        checkpoint,
-        table,
-        add_prefix=prepends_space(tokenizer),
-        squeeze=_squeezes(tokenizer),
+    rules = Rules(
+        is_unigram=True,
+        falls_back=False,
+        adds_prefix=prepends_space(tokenizer),
+        squeezes=squeezes(tokenizer),
         charsmap=_charsmap(tokenizer),
     )
+    return unigram_vocabulary(checkpoint, table, rules)
 
 
-def _squeezes(tokenizer: dict[str, Any]) -> bool:
+def squeezes(tokenizer: Mapping[str, Any]) -> bool:
     """Whether several spaces count as one: a rule that replaces them, or words that are split at any."""
     for step in steps(tokenizer, "normalizer"):
         if step.get("type") == "Replace" and as_dict(step.get("pattern")).get("Regex") == " {2,}":
@@ -119,16 +108,13 @@ def _charsmap(tokenizer: dict[str, Any]) -> bytes:
     return b""
 
 
-def _vocabulary(
-    checkpoint: Checkpoint, table: Table, *, add_prefix: bool, squeeze: bool, charsmap: bytes
-) -> Vocabulary:
-    if len(charsmap) > MAX_CHARSMAP_SIZE:
-        raise InvalidCheckpointError(f"the tokenizer's charsmap is larger than {MAX_CHARSMAP_SIZE >> 20} MiB")
-    settings: list[tuple[str, Any]] = [("add_space_prefix", add_prefix)]
+def unigram_vocabulary(checkpoint: Checkpoint, table: Table, rules: Rules) -> Vocabulary:
+    """The pieces of ``table`` as llama.cpp's kind of that name, which T5 had first."""
+    settings: list[tuple[str, Any]] = [("add_space_prefix", rules.adds_prefix)]
     types = checkpoint.config.get("type_vocab_size")
     if type(types) is int and 0 < types < 1 << 16:
         settings.append(("token_type_count", types))
-    settings.append(("remove_extra_whitespaces", squeeze))
-    if charsmap:
-        settings.append(("precompiled_charsmap", charsmap))
+    settings.append(("remove_extra_whitespaces", rules.squeezes))
+    if rules.charsmap:
+        settings.append(("precompiled_charsmap", rules.charsmap))
     return table.vocabulary("t5", "default", settings=tuple(settings))

@@ -5,7 +5,7 @@ How each kind of tokenizer is read is left to ``tokenizer`` (SentencePiece and b
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import TokenType
@@ -14,6 +14,8 @@ from modelpack.convert.checkpoint import Checkpoint
 from modelpack.errors import InvalidCheckpointError
 
 MAX_TOKENS = 1 << 21
+MAX_TOKEN_LENGTH = 8192
+"""Characters; the longest published tokens are runs of some hundred spaces."""
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 # llama.cpp never merges to these: their scores only have to be lower than any other.
@@ -34,6 +36,10 @@ class Vocabulary:
     add_space_prefix: bool | None = None
     settings: tuple[tuple[str, Any], ...] = ()
     """What else this kind has, by gguf's names, in the order of the file."""
+    unknown: int | None = None
+    """The id for what no token stands for, where no file of the checkpoint says it."""
+    adds: Mapping[str, bool] = field(default_factory=dict)
+    """Whether texts begin with bos and end with eos, where no file of the checkpoint says it."""
 
 
 VocabularyReader = Callable[[Checkpoint, int | None], Vocabulary | None]
@@ -54,6 +60,7 @@ class Table:
     def put(self, token: object, text: str, kind: TokenType, score: float) -> None:
         """Ids outside the vocabulary are dropped: the model has no row for them."""
         if type(token) is int and 0 <= token < self.size:
+            check_length(text, "the tokenizer")
             self.tokens[token], self.types[token], self.scores[token] = text, int(kind), score
 
     def is_plain(self, token: int) -> bool:
@@ -111,6 +118,14 @@ def looks_special(text: str) -> bool:
         or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))
         or (text.startswith("<unused") and text.endswith(">"))
     )
+
+
+def check_length(text: str, where: str) -> None:
+    """Raises InvalidCheckpointError for a token that is longer than any."""
+    if len(text) > MAX_TOKEN_LENGTH:
+        raise InvalidCheckpointError(
+            f"{where} has a token of {len(text)} characters ({text[:40]!r}...); {MAX_TOKEN_LENGTH} are the most"
+        )
 
 
 def token_ids(model: Mapping[str, Any]) -> dict[str, int]:

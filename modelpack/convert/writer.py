@@ -44,6 +44,7 @@ _PACKED = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
+_LENGTH = struct.Struct("<Q").pack
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -60,11 +61,19 @@ class PlannedTensor:
         return prod(self.tensor.shape) * _WIDTHS[self.type]
 
 
-def header_bytes(metadata: Mapping[str, gguf.GGUFValue], tensors: Sequence[PlannedTensor]) -> bytes:
-    """Everything before the weights, padded to where they begin."""
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+def metadata_bytes(metadata: Mapping[str, gguf.GGUFValue]) -> bytes:
+    """The keys and values, as they lie in a file."""
+    parts = []
     for key, value in metadata.items():
         parts += [_string(key), struct.pack("<I", value.type), *_value(value)]
+    return b"".join(parts)
+
+
+def header_bytes(metadata: bytes, keys: int, tensors: Sequence[PlannedTensor]) -> bytes:
+    """Everything before the weights, padded to where they begin: so many ``keys`` in ``metadata``, then the tensors'
+    places. Without tensors it is a whole file, of a vocabulary and nothing else.
+    """
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), keys), metadata]
     offset = 0
     for planned in tensors:
         shape = planned.tensor.shape[::-1]  # ggml counts dimensions from the innermost
@@ -87,12 +96,13 @@ def write_file(
     *,
     deep: bool = False,
     is_durable: bool = True,
-    forget: Callable[[], None] = lambda: None,
+    between: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
 ) -> None:
     """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
 
-    Holds a few MiB of weights for each of up to eight processors; ``forget`` is called between pieces. A file that is
+    Holds a few MiB of weights for each of up to eight processors; ``between`` is called between pieces, and what it
+    raises ends the work. A file that is
     not to be ``is_durable`` is not synced, for a caller that does it later. Raises InsufficientDiskError, and with
     ``deep`` InvalidCheckpointError for weights that are not finite.
     """
@@ -104,7 +114,7 @@ def write_file(
                 file.write(rows.data)
                 written += rows.nbytes
                 step.advance(rows.nbytes)
-                forget()
+                between()
             if written != planned.size:
                 raise ConversionError(f"tensor {planned.name} came to {written} bytes instead of {planned.size}")
             padding = _padding(planned.size)
@@ -180,7 +190,10 @@ def _value(value: gguf.GGUFValue) -> list[bytes]:
         kind = GGUFValueType.UINT8
     else:
         kind = value.sub_type or GGUFValueType.get_type(items[0])
-    return [struct.pack("<IQ", kind, len(items)), *(_scalar(item, kind) for item in items)]
+    head = struct.pack("<IQ", kind, len(items))
+    if kind == GGUFValueType.STRING:
+        return [head, *map(_string, items)]
+    return [head, struct.pack(f"<{len(items)}{_PACKED[kind]}", *items)]
 
 
 def _scalar(value: Any, kind: GGUFValueType) -> bytes:
@@ -189,7 +202,7 @@ def _scalar(value: Any, kind: GGUFValueType) -> bytes:
 
 def _string(value: str | bytes) -> bytes:
     content = value.encode("utf-8") if isinstance(value, str) else value
-    return struct.pack("<Q", len(content)) + content
+    return _LENGTH(len(content)) + content
 
 
 def _padding(size: int) -> int:

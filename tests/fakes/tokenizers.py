@@ -66,9 +66,35 @@ def _train(while_training: Json, afterwards: Json, ignore_merges: bool) -> Json:
     return document
 
 
-def write_vocabulary(vocabulary: Any, path: Path, *, special: SpecialTokens | None = None) -> Path:
+def trained_on_characters(
+    normalizer: Json | None, while_training: Json, afterwards: Json | None, *, falls_back: bool = False
+) -> Json:
+    """Merges of characters, as SentencePiece learns them; with ``falls_back`` rare ones are bytes."""
+    empty = json.loads(Tokenizer(models.BPE()).to_str())
+    tokenizer = Tokenizer.from_str(json.dumps(empty | {"normalizer": normalizer, "pre_tokenizer": while_training}))
+    octets = [f"<0x{octet:02X}>" for octet in range(256)] if falls_back else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        limit_alphabet=300 if falls_back else 2000,
+        special_tokens=[END, *octets],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(parity.texts(), trainer)
+    document: Json = json.loads(tokenizer.to_str())
+    document["added_tokens"] = document["added_tokens"][:1]
+    document["pre_tokenizer"] = afterwards
+    document["model"]["byte_fallback"] = falls_back
+    return document
+
+
+def write_vocabulary(
+    vocabulary: Any, path: Path, *, special: SpecialTokens | None = None, name: str | None = None
+) -> Path:
     """A GGUF file with nothing but a vocabulary."""
     writer = gguf.GGUFWriter(path, "llama")
+    if name is not None:
+        writer.add_name(name)
     writer.add_context_length(128)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)

@@ -14,6 +14,7 @@ from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import COMMON, vocabulary_size
 from modelpack.convert.tensor import Tensor, constant, interleave_halves
 from modelpack.convert.tokenizer import byte_level_bpe, sentencepiece, sentencepiece_json
+from modelpack.convert.unigram import unigram_of_decoder
 from modelpack.errors import InvalidCheckpointError
 
 
@@ -65,7 +66,7 @@ LLAMA = Architecture(
     gguf_name="llama",
     hf_names=("LlamaForCausalLM",),
     tensors=DECODER,
-    vocabularies=(sentencepiece, sentencepiece_json, byte_level_bpe),
+    vocabularies=(sentencepiece, sentencepiece_json, byte_level_bpe, unigram_of_decoder),
     hyperparameters=(*COMMON, vocabulary_size, _whole_head_is_rotated),
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000},
     configure=_complete,

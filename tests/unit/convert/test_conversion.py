@@ -13,6 +13,7 @@ from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
 
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
 from modelpack.errors import (
+    ConversionError,
     InvalidCheckpointError,
     InvalidInputError,
     UnknownArchitectureError,
@@ -153,6 +154,21 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_conversion(plan, tmp_path / "out.gguf")
 
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_raised_between_two_pieces_ends_a_conversion_that_leaves_nothing(tmp_path: Path) -> None:
+    pieces: list[None] = []
+
+    def look() -> None:
+        pieces.append(None)
+        if len(pieces) == 2:
+            raise ConversionError("found out meanwhile")
+
+    with pytest.raises(ConversionError, match="found out meanwhile"):
+        run_conversion(plan_conversion(Checkpoint.open(TINY)), tmp_path / "out.gguf", between=look)
+
+    assert len(pieces) == 2
     assert list(tmp_path.iterdir()) == []
 
 

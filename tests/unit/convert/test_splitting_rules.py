@@ -16,11 +16,14 @@ from fakes.tokenizers import (
     split,
     trained,
     trained_across,
+    trained_on_characters,
     write_vocabulary,
 )
 
 from modelpack.convert import Checkpoint, parity
+from modelpack.convert.limits import CUT_AT_MARKS
 from modelpack.convert.model_card import parse_model_card
+from modelpack.convert.special_tokens import read_special_tokens
 from modelpack.convert.splitting import name_by_rule
 from modelpack.convert.tokenizer import byte_level_bpe
 from modelpack.convert.vocabulary import Vocabulary
@@ -146,25 +149,83 @@ def test_llama_cpp_tokenizes_under_the_name_as_the_family_does(tmp_path: Path, n
     ("name", "rule"),
     [
         ("tekken", splits(cased(r"\p{N}", suffix=""))),
+        ("gpt-4o", splits(cased(r"\p{N}{1,3}"))),
         (
             "kimi-k2",
             splits(r"[\p{Han}]+|" + cased(r"\p{N}{1,3}", but=r"&&[^\p{Han}]").replace("[\\r\\n/]*", "[\\r\\n]*")),
         ),
     ],
 )
-def test_words_that_llama_cpp_cuts_at_their_vowel_signs_are_not_compared_and_all_others_are(
+def test_words_that_llama_cpp_cuts_at_their_vowel_signs_are_named_and_nothing_else_may_differ(
     tmp_path: Path, name: str, rule: dict[str, Any]
 ) -> None:
-    checkpoint, vocabulary = read(trained(rule, ignore_merges=True), tmp_path)
+    checkpoint, vocabulary = read(trained(rule, ignore_merges=name != "gpt-4o"), tmp_path)
     path = write_vocabulary(vocabulary, tmp_path / "out.gguf")
-    wanted = parity.expected(checkpoint, pre=vocabulary.pre)
+    tried = parity.trials(checkpoint, pre=vocabulary.pre)
+    actual = tokenize(path, [one.text for one in tried])
 
-    assert vocabulary.pre == name in parity.CUT_AT_MARKS
-    assert len(wanted) > 200
-    parity.check(wanted, tokenize(path, [text for text, _ in wanted]))
-    everything = parity.expected(checkpoint)
+    assert vocabulary.pre == name in CUT_AT_MARKS
+    assert 300 < len(parity.expected(checkpoint, pre=vocabulary.pre)) < len(tried)
+    (limit,) = parity.compare(tried, actual)
+    assert f"splits text the {name} way and cuts words at combining marks" in limit
     with pytest.raises(TokenizerMismatchError, match="otherwise than the checkpoint does"):
-        parity.check(everything, tokenize(path, [text for text, _ in everything]))
+        parity.compare(parity.trials(checkpoint), actual)
+
+
+SPACE_WRITTEN = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+WORDS_AND_LINES = sequence(
+    split("\n+"), {"type": "Split", "pattern": {"String": "\u2581"}, "behavior": "MergedWithNext", "invert": False}
+)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    "afterwards",
+    [None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}],
+    ids=["sarvam", "gemma"],
+)
+@pytest.mark.parametrize("falls_back", [True, False])
+def test_spaces_that_are_written_and_nothing_split_are_sarvams_way(
+    tmp_path: Path, afterwards: dict[str, Any] | None, falls_back: bool
+) -> None:
+    document = trained_on_characters(SPACE_WRITTEN, WORDS_AND_LINES, afterwards, falls_back=falls_back)
+
+    assert check_parity(document, tmp_path) == "sarvam-moe"
+
+
+def test_lines_that_are_joined_to_words_are_refused(tmp_path: Path) -> None:
+    document = trained_on_characters(SPACE_WRITTEN, WORDS_AND_LINES, None)
+    vocabulary = document["model"]["vocab"]
+    vocabulary["\na"] = len(vocabulary)
+    document["model"]["merges"].append(["\n", "a"])
+
+    with pytest.raises(UnsupportedError, match="normalizes text with Replace"):
+        name_by_rule(document)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", ["Whitespace", "WhitespaceSplit"])
+@pytest.mark.parametrize("normalizer", [None, {"type": "Lowercase"}])
+def test_words_between_spaces_that_are_dropped_are_a_vocabulary_of_their_own(
+    tmp_path: Path, kind: str, normalizer: dict[str, Any] | None
+) -> None:
+    document = trained_on_characters(normalizer, {"type": kind}, {"type": kind})
+    checkpoint, vocabulary = read(document, tmp_path)
+    special = read_special_tokens(checkpoint, vocabulary_size=len(vocabulary.tokens))
+    path = write_vocabulary(vocabulary, tmp_path / "out.gguf", special=special)
+    tried = parity.trials(checkpoint, pre=vocabulary.pre)
+
+    assert (vocabulary.model, vocabulary.pre) == ("whitespace", "whitespace")
+    assert len(tried) > 300
+    assert parity.compare(tried, tokenize(path, [one.text for one in tried])) == []
+
+
+def test_words_joined_to_punctuation_are_refused(tmp_path: Path) -> None:
+    kind = {"type": "Whitespace"}
+    document = trained_on_characters(None, {"type": "WhitespaceSplit"}, kind)
+
+    with pytest.raises(UnsupportedError, match="no name for: Whitespace"):
+        name_by_rule(document)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,12 @@ def tensor(array: np.ndarray) -> Tensor:
     return Tensor(array.shape, "F32", lambda start, stop: rows[start:stop])
 
 
+def test_every_bf16_becomes_the_f16_that_its_f32_does() -> None:
+    every = np.arange(1 << 16, dtype="<u2").reshape(256, 256)
+
+    assert encode(every, "BF16", "F16").tobytes() == encode(encode(every, "BF16", "F32"), "F32", "F16").tobytes()
+
+
 @given(bits)
 def test_f32_becomes_bf16_as_in_gguf(values: list[int]) -> None:
     row = np.array(values, "<u4").view("<f4").reshape(1, -1)

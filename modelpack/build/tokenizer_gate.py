@@ -1,0 +1,70 @@
+"""Whether llama.cpp tokenizes as the checkpoint does: asked, where it can be, while the weights are being written."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from modelpack.convert import Checkpoint, parity
+from modelpack.engine.tokenize import tokenize
+from modelpack.errors import TokenizerMismatchError
+from modelpack.gguf_header import ArraySummary
+from modelpack.gguf_shards import read_whole_header
+from modelpack.progress import Progress
+from modelpack.upstream import UpstreamPlan
+
+if TYPE_CHECKING:
+    from modelpack.converter import AnyPlan
+
+
+class TokenizerGate:
+    """A context manager that ends with the conversion. Of our own plan the vocabulary is known before any weight is
+    read; of upstream's it is what upstream wrote.
+    """
+
+    def __init__(self, conversion: "AnyPlan", checkpoint: Checkpoint, work: Path) -> None:
+        self._checkpoint = checkpoint
+        self._pool = ThreadPoolExecutor(1)
+        self._limits: Future[list[str]] | None = None
+        if not isinstance(conversion, UpstreamPlan):
+            vocabulary = work / "vocabulary.gguf"
+            vocabulary.write_bytes(conversion.vocabulary_file)
+            pre, rows = conversion.metadata["tokenizer.ggml.pre"], len(conversion.metadata["tokenizer.ggml.tokens"])
+            self._limits = self._pool.submit(_compare, checkpoint, vocabulary, pre, rows)
+
+    def look(self) -> None:
+        """Raises what is known to be wrong by now. Does not wait."""
+        if self._limits and self._limits.done():
+            self._limits.result()
+
+    def mismatch(self, converted: Path, *, is_allowed: bool, progress: Progress) -> str | None:
+        """How many texts llama.cpp tokenizes otherwise than the checkpoint's own tokenizer, where any may be.
+
+        ``converted`` is what the conversion wrote. Raises TokenizerMismatchError where none may be.
+        """
+        try:
+            for limit in self._limits.result() if self._limits else _compare_file(self._checkpoint, converted):
+                progress.warn(limit)
+        except TokenizerMismatchError as mismatch:
+            if not is_allowed:
+                raise
+            progress.warn(str(mismatch))
+            return mismatch.share
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def _compare_file(checkpoint: Checkpoint, converted: Path) -> list[str]:
+    metadata = read_whole_header(converted).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    rows = tokens.length if isinstance(tokens, ArraySummary) else None
+    return _compare(checkpoint, converted, str(metadata.get("tokenizer.ggml.pre")), rows)
+
+
+def _compare(checkpoint: Checkpoint, vocabulary: Path, pre: str, rows: int | None) -> list[str]:
+    tried = parity.trials(checkpoint, pre=pre, rows=rows)
+    return parity.compare(tried, tokenize(vocabulary, [one.text for one in tried])) if tried else []

@@ -1,0 +1,83 @@
+"""The tokenizer gate of a build, which runs while the weights are being written."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelpack.build.tokenizer_gate import TokenizerGate
+from modelpack.convert import Checkpoint, plan_conversion, run_conversion
+from modelpack.errors import TokenizerMismatchError
+from modelpack.progress import SILENT
+
+TINY = Path(__file__).parent.parent / "data" / "tiny-llama"
+
+pytestmark = pytest.mark.llama
+
+
+class Warnings:
+    """Remembers what it was warned of; all else is silence."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.heard.append(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(SILENT, name)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Checkpoint:
+    """A checkpoint whose tokenizer llama.cpp does not have."""
+    directory = Path(shutil.copytree(TINY, tmp_path / "odd"))
+    (directory / "tokenizer.model").unlink()
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, tokenizer["normalizer"]]}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return Checkpoint.open(directory)
+
+
+def test_a_mismatch_ends_the_conversion_before_the_weights_are_all_written(tmp_path: Path, odd: Checkpoint) -> None:
+    plan, written = plan_conversion(odd), tmp_path / "out.gguf"
+    pieces: list[None] = []
+
+    with TokenizerGate(plan, odd, tmp_path) as gate:
+
+        def look() -> None:
+            pieces.append(None)
+            time.sleep(0.5)
+            gate.look()
+
+        with pytest.raises(TokenizerMismatchError, match="otherwise than the checkpoint does"):
+            run_conversion(plan, written, between=look)
+
+    assert len(pieces) < len(plan.tensors)
+    assert not written.exists()
+
+
+def test_where_a_mismatch_is_allowed_it_is_told_as_a_share(tmp_path: Path, odd: Checkpoint) -> None:
+    progress = Warnings()
+    with TokenizerGate(plan_conversion(odd), odd, tmp_path) as gate:
+        share = gate.mismatch(tmp_path / "none.gguf", is_allowed=True, progress=progress)
+
+    assert share is not None
+    assert f"tokenizes {share.partition('/')[0]} of " in progress.heard[0]
+
+
+def test_a_limit_of_llama_cpp_is_a_warning(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][-1]["rstrip"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    checkpoint, progress = Checkpoint.open(directory), Warnings()
+
+    with TokenizerGate(plan_conversion(checkpoint), checkpoint, tmp_path) as gate:
+        assert gate.mismatch(tmp_path / "none.gguf", is_allowed=False, progress=progress) is None
+
+    (warning,) = progress.heard
+    assert "llama.cpp keeps the spaces beside added tokens" in warning
