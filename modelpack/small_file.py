@@ -24,7 +24,8 @@ def read_small_file(
     """At most ``limit`` bytes of a regular file; never waits for anybody.
 
     ``pipe``: a person names this on the command line, where it may also be a pipe that the shell has opened,
-    ``/dev/stdin`` or ``<(...)``. Raises MissingFileError, and ``error`` for what cannot be read, is longer, or is no file.
+    ``/dev/stdin`` or ``<(...)``. Raises MissingFileError, and ``error`` for what cannot be read, is
+    longer, or is no file.
     """
     try:
         # O_NONBLOCK: opening a named pipe waits for whoever opens its other end.
