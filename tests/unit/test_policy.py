@@ -295,6 +295,11 @@ def test_the_loader_and_the_schema_refuse_the_same_shapes(directory, old, new):
             "holds the key",
         ),
         ('path = "keys/acme.pub"', 'path = "keys/acme.pub"\nnot_after = 2027-12-31T00:00:00', "no time zone"),
+        (
+            'path = "keys/acme.pub"',
+            'path = "keys/acme.pub"\nnot_after = 9999-12-31T23:59:59-23:59',
+            "not in the years 1 to 9999",
+        ),
         ("version = 1", "version = 1\nversion = 1", "not TOML"),
         ("version = 1", "version =", "not TOML"),
     ],
