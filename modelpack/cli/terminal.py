@@ -1,6 +1,7 @@
 """Text from strangers on its way to a terminal."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,20 @@ def printable(text: str) -> str:
 
 
 def json_text(document: Mapping[str, Any]) -> str:
-    """``document`` as JSON for a stream: characters as they are, but for lone surrogates, which no stream takes."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    """``document`` as JSON for a stream: characters as they are, but for lone surrogates, which no stream takes.
+
+    Numbers that JSON does not have, which a GGUF file may hold, become the text that names them.
+    """
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_with_names_for_numbers(document), indent=2, ensure_ascii=False)
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _with_names_for_numbers(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _with_names_for_numbers(one) for key, one in value.items()}
+    return [_with_names_for_numbers(one) for one in value] if isinstance(value, list | tuple) else value
