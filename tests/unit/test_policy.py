@@ -120,6 +120,16 @@ def test_no_other_name_of_a_registry_leads_past_its_rule(directory, name):
     assert match_of(policy, "docker.io.example.com/ai/x:v1") is None
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_rules_about_two_names_of_one_registry_are_chosen_whatever_their_order(directory, order):
+    rules = [
+        f'[[rule]]\nmatch = "{match}"\nsigners = ["acme"]\n' for match in ("docker.io/aaaaa/**", "index.docker.io/**")
+    ]
+    policy = load(directory, SMALL.partition("[[rule]]")[0] + "".join(rules[::order]))
+
+    assert match_of(policy, "index.docker.io/aaaaa/x:v1") == "index.docker.io/**"
+
+
 def test_a_rule_may_name_a_port(directory):
     policy = load(directory, SMALL.replace("ghcr.io/acme", "ghcr.io:443/acme"))
 
