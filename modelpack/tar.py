@@ -112,6 +112,8 @@ def read_members(stream: Stream, *, max_entries: int = MAX_ENTRIES) -> Iterator[
         if any(key.startswith(_SPARSE) for key in extensions):
             raise InvalidContentError(f"{name!r:.120} is a sparse file, which is not read")
         member = Member(name, Kind(_KINDS.get(kind, "other")), size, stream.position)
+        if member.kind is Kind.FILE and not name:
+            raise InvalidContentError("the archive has a file without a name")
         # Links, folders and devices have no content, whatever their size says (POSIX: "shall be ignored").
         length = size if member.kind is Kind.FILE else 0
         if member.kind is not Kind.FILE and size:

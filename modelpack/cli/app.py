@@ -1,7 +1,6 @@
 """What every command gets: settings, the store, progress, and the way to answer."""
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ import click
 
 from modelpack.cli.progress import make_progress
 from modelpack.cli.settings import Settings, load_settings
-from modelpack.cli.terminal import printable
+from modelpack.cli.terminal import json_text, printable
 from modelpack.errors import InvalidInputError
 from modelpack.progress import Progress
 
@@ -38,7 +37,7 @@ class App:
     def answer(self, document: Mapping[str, Any], text: str) -> None:
         """The one answer on stdout: ``document`` with --json (schemas/cli), else ``text``."""
         if self.json_output:
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+            click.echo(json_text(document))
         elif text:
             click.echo(printable(text))
 

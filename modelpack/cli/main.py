@@ -1,7 +1,6 @@
 """The command group and the last line of defence: every way a command can end becomes an exit code here."""
 
 import importlib
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ import click
 
 from modelpack import __version__
 from modelpack.cli import failures
-from modelpack.cli.terminal import printable
+from modelpack.cli.terminal import json_text, printable
 from modelpack.errors import ModelpackError
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 
 
 def _answer_error(error: dict[str, object]) -> None:
-    print(json.dumps({"error": error}, indent=2, ensure_ascii=False))
+    print(json_text({"error": error}))
 
 
 def _tell(message: str) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from modelpack.engine.entry import enter
 from modelpack.engine.process import Child
 from modelpack.engine.worker import explain_refusal, machine_memory
-from modelpack.errors import InvalidInputError
+from modelpack.errors import InvalidInputError, NotFoundError
 from modelpack.progress import Progress
+from modelpack.small_file import read_small_file
 
 Advance = Callable[[int], None]
 
@@ -72,12 +73,8 @@ def serve_task(work: Callable[[dict[str, Any], Advance], dict[str, Any]]) -> Non
 def read_text(path: Path, limit: int = 64 << 20) -> str:
     """A text to run a model on. Raises InvalidInputError."""
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise InvalidInputError(f"{path} is larger than {limit >> 20} MiB")
-        return content.decode("utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+        return read_small_file(path, limit=limit, pipe=True).decode("utf-8")
+    except NotFoundError as error:
+        raise InvalidInputError(str(error)) from error
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not text in UTF-8") from error

@@ -1,7 +1,8 @@
-"""JSON from strangers: bounded depth, no duplicate keys, no NaN.
+"""JSON from strangers: bounded depth, no duplicate keys, no NaN, no halves of characters.
 
 Two parsers that disagree about a duplicate key are how one document passes a check and another is used
-(CVE-2021-41190 is of this kind), so such documents are refused.
+(CVE-2021-41190 is of this kind), so such documents are refused. A lone surrogate is such a matter, too (RFC 7493,
+section 2.1): Go reads all of them as one and the same character, and nobody can write them down again.
 """
 
 import json
@@ -14,6 +15,8 @@ MAX_DEPTH = 64
 
 MAX_CONTAINERS = 1 << 22
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
 # A string that never ends swallows the rest, so that a hostile document is scanned once and not once per quote.
 _STRING_OR_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]+|[\]}]+', re.DOTALL)
 
@@ -22,7 +25,7 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises InvalidContentError, naming ``what``, when the bytes are not UTF-8 JSON, not an object, nested deeper than
-    64, of more than four million arrays and objects, or repeat a key.
+    64, of more than four million arrays and objects, repeat a key, or hold a lone surrogate.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,6 +44,11 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
         raise InvalidContentError(f"{what} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise InvalidContentError(f"{what} is not a JSON object")
+    if _SURROGATE.search(raw):
+        try:
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidContentError(f"{what} holds half of a character") from error
     return document
 
 

@@ -105,7 +105,8 @@ class Policy:
     def rule_for(self, reference: Reference) -> Rule | None:
         """The most specific rule whose ``match`` fits the repository, whatever its place in the file."""
         fitting = [rule for rule in self.rules if rule.matches(reference)]
-        return max(fitting, key=lambda rule: rule.specificity, default=None)
+        # Two can be as specific only where one is about another name of the registry.
+        return max(fitting, key=lambda rule: (rule.specificity, rule.match), default=None)
 
     @property
     def digest(self) -> Digest:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from modelpack.errors import MalformedPolicyError
@@ -48,7 +48,10 @@ class Table:
         value = self.optional(name, datetime)
         if value is not None and value.tzinfo is None:
             self.refuse(f"{name!r} has no time zone; write 2027-12-31T00:00:00Z")
-        return value
+        try:
+            return value.astimezone(UTC) if value else None
+        except OverflowError:
+            self.refuse(f"{name!r} is not in the years 1 to 9999")
 
     def texts(self, name: str) -> tuple[str, ...]:
         values = self.take(name, list)

@@ -158,11 +158,14 @@ def rfc3339(time: datetime) -> str:
 
 
 def parse_rfc3339(text: str) -> datetime:
-    """Raises ValueError, also where the zone is missing."""
+    """Raises ValueError, also where the zone is missing or leads out of the years that there are."""
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
         raise ValueError("no time zone")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("no year from 1 to 9999") from error
 
 
 def _time(annotations: Mapping[str, str], name: str) -> datetime | None:
@@ -170,5 +173,5 @@ def _time(annotations: Mapping[str, str], name: str) -> datetime | None:
         return None
     try:
         return parse_rfc3339(annotations[name])
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise InvalidContentError(f"{name} is not an RFC 3339 time: {annotations[name]!r:.60}") from error

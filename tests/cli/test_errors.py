@@ -311,3 +311,13 @@ def test_a_word_that_is_no_choice_is_a_usage_error(modelpack, arguments, environ
 
     assert result.code == 2
     assert said in result.stderr
+
+
+def test_a_name_that_is_no_text_is_told_in_text_and_in_json(modelpack, tmp_path):
+    name = os.fsdecode(bytes(tmp_path) + b"/\xff\xfe.pub")
+
+    told = modelpack("verify", "tiny:v1", "--key", name)
+    assert told.code == 3
+    assert "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.pub" in told.stderr
+    error = modelpack("verify", "tiny:v1", "--key", name, "--json").json("error")["error"]
+    assert error["message"].endswith("/\udcff\udcfe.pub")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import gguf
 import pytest
 
 TINY_Q4 = ("--quant", "Q4_K_M")
@@ -112,6 +113,22 @@ def test_inspect_reads_a_gguf_file_by_our_own_parser(modelpack, built, home, tmp
 
     assert (shown["architecture"], shown["file_type"], shown["parameters"]) == ("llama", "Q4_K_M", 918_784)
     assert shown["metadata"]["tokenizer.ggml.tokens"]["length"] == 512
+
+
+def test_inspect_answers_in_json_whatever_numbers_a_gguf_file_holds(modelpack, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_float32("x.nan", float("nan"))
+    writer.add_array("x.several", [1.5, float("-inf")])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    result = modelpack("inspect", f"file:{tmp_path / 'm.gguf'}", "--json")
+
+    assert result.code == 0, result.stderr
+    shown = json.loads(result.stdout, parse_constant=pytest.fail)["metadata"]
+    assert (shown["x.nan"], shown["x.several"]["head"]) == ("nan", [1.5, "-inf"])
 
 
 def test_a_tag_is_another_name_for_the_same_bytes_and_rm_takes_it_away(modelpack, built):

@@ -99,6 +99,7 @@ verified_at = "2026-11-22T10:00:00Z"
         "version = 1" + ENTRY.replace(str(V1), "registry.example.com/team/tiny"),
         "version = 1" + ENTRY.replace(str(V1), "A B"),
         "version = 1" + ENTRY.replace("2026-11-22T10:00:00Z", "yesterday"),
+        "version = 1" + ENTRY.replace("2026-11-22T10:00:00Z", "9999-12-31T23:59:59-23:59"),
         "version = 1" + ENTRY.replace("size = 396", ""),
         "version = 1" + ENTRY + 'note = "x"',
         "version = 1 \xff",

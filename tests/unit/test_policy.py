@@ -120,6 +120,16 @@ def test_no_other_name_of_a_registry_leads_past_its_rule(directory, name):
     assert match_of(policy, "docker.io.example.com/ai/x:v1") is None
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_rules_about_two_names_of_one_registry_are_chosen_whatever_their_order(directory, order):
+    rules = [
+        f'[[rule]]\nmatch = "{match}"\nsigners = ["acme"]\n' for match in ("docker.io/aaaaa/**", "index.docker.io/**")
+    ]
+    policy = load(directory, SMALL.partition("[[rule]]")[0] + "".join(rules[::order]))
+
+    assert match_of(policy, "index.docker.io/aaaaa/x:v1") == "index.docker.io/**"
+
+
 def test_a_rule_may_name_a_port(directory):
     policy = load(directory, SMALL.replace("ghcr.io/acme", "ghcr.io:443/acme"))
 
@@ -295,6 +305,11 @@ def test_the_loader_and_the_schema_refuse_the_same_shapes(directory, old, new):
             "holds the key",
         ),
         ('path = "keys/acme.pub"', 'path = "keys/acme.pub"\nnot_after = 2027-12-31T00:00:00', "no time zone"),
+        (
+            'path = "keys/acme.pub"',
+            'path = "keys/acme.pub"\nnot_after = 9999-12-31T23:59:59-23:59',
+            "not in the years 1 to 9999",
+        ),
         ("version = 1", "version = 1\nversion = 1", "not TOML"),
         ("version = 1", "version =", "not TOML"),
     ],

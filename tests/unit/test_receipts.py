@@ -199,6 +199,7 @@ def test_what_is_older_than_what_was_verified_before_is_refused(store):
         {"digest": 5, "signedAt": None},
         {"digest": f"sha256:{'0' * 64}"},
         {"digest": f"sha256:{'0' * 64}", "signedAt": "yesterday"},
+        {"digest": f"sha256:{'0' * 64}", "signedAt": "9999-12-31T23:59:59-23:59"},
     ],
 )
 def test_a_memory_that_says_nothing_is_not_taken_for_none(store, facts):

@@ -72,6 +72,13 @@ def test_a_path_that_leaves_its_folder_is_refused(name):
         read(make_tar(entry(name, b"x")))
 
 
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_file_without_a_name_is_refused_and_a_folder_without_one_is_the_folder_itself(name):
+    with pytest.raises(InvalidContentError, match="without a name"):
+        read(make_tar(entry(name, b"x")))
+    assert read(make_tar(entry(".", type=tarfile.DIRTYPE), entry("a", b"x"))) == {"a": b"x"}
+
+
 def test_a_path_in_an_extended_header_is_no_less_refused():
     with pytest.raises(InvalidContentError, match="unsafe path"):
         read(make_tar(entry("fine", b"x", pax_headers={"path": "../evil"})))

@@ -457,6 +457,8 @@ def test_a_receipt_comes_back_as_it_was_written(repository, subject, policy):
         {"signers": None},
         {"digest": "x"},
         {"checkedAt": "yesterday"},
+        {"checkedAt": 5},
+        {"validUntil": "9999-12-31T23:59:59-23:59"},
         {"policy": 5},
         {"rejections": [1]},
     ],
