@@ -25,10 +25,12 @@ BEACON = CertifiedIdentity(
     "extremely-dangerous-oidc-beacon.yml@refs/heads/main",
 )
 AUTHOR = CertifiedIdentity("https://github.com/login/oauth", "cody@soyland.com")
+RELEASE = "https://ci.example.com/acme/models/release.yml@refs/tags/v1"
 VECTORS = {
     "happy-path-intoto-in-dsse-v3": BEACON,
     "rekor2-dsse-happy-path": BEACON,
     "oci-attestation": AUTHOR,
+    "private-first-entry": CertifiedIdentity(ISSUER, RELEASE),
     "dsse-invalid-sig_fail": None,
     "dsse-mismatch-envelope_fail": None,
     "dsse-mismatch-sig_fail": None,
@@ -39,7 +41,6 @@ VECTORS = {
 
 V1 = Reference.parse("registry.example.com/team/tiny:v1")
 WHEN = datetime(2026, 11, 1, 10, 0, 0, tzinfo=UTC)
-RELEASE = "https://ci.example.com/acme/models/release.yml@refs/tags/v1"
 
 
 def evidence(raw: bytes) -> Evidence:
@@ -51,7 +52,8 @@ def evidence(raw: bytes) -> Evidence:
 
 
 def verifier_for(name: str) -> KeylessVerifier:
-    return KeylessVerifier((DATA / "rekor2-trusted_root.json").read_bytes() if name.startswith("rekor2") else None)
+    root = DATA / f"{name.partition('-')[0]}-trusted_root.json"
+    return KeylessVerifier(root.read_bytes() if root.exists() else None)
 
 
 def test_every_vector_is_run():
