@@ -7,6 +7,7 @@ https://github.com/sigstore/architecture-docs/blob/main/client-spec.md
 """
 
 import importlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from modelpack.errors import InvalidInputError, InvalidSignatureError, UnavailableError, UnsupportedError
+from modelpack.oci import strict_json
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
@@ -70,7 +72,7 @@ class KeylessVerifier:
         verifier = self._verifier
         models = _sigstore("models")
         try:
-            bundle = models.Bundle.from_json(evidence.certified)
+            bundle = models.Bundle.from_json(_with_defaults(evidence.certified))
             payload_type, payload = verifier.verify_dsse(bundle, _Anybody())
             self._require_believed_authority(bundle)
             identity = _identity_of(bundle.signing_certificate)
@@ -111,6 +113,17 @@ class KeylessVerifier:
             return verify.Verifier(trusted_root=models.TrustedRoot(self._root))
         except Exception as error:  # pydantic's, sigstore's and cryptography's own, none of which is ours to name
             raise InvalidInputError(f"the trusted root cannot be used: {_reason(error)}") from error
+
+
+def _with_defaults(bundle: bytes) -> bytes:
+    """With what protobuf's JSON leaves out and sigstore's models ask for: the first entry of a log has index 0, and a
+    log of one entry no hashes (https://protobuf.dev/programming-guides/json, "Presence and default-values").
+    """
+    document = strict_json.parse_object(bundle, what="the bundle")
+    for entry in document["verificationMaterial"]["tlogEntries"]:
+        entry.setdefault("logIndex", "0")
+        entry["inclusionProof"] = {"logIndex": "0", "hashes": []} | entry["inclusionProof"]
+    return json.dumps(document).encode()
 
 
 def ambient_token() -> str:

@@ -12,19 +12,23 @@ import json
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 
 import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 ISSUER = "https://token.ci.example.com"
 ISSUER_OID = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
+FIRST_LEAF = hashlib.sha256(b"\x00a log begins").digest()
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 SCT_LIST_OID = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
 
 
@@ -44,6 +48,17 @@ def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
     return key.sign(content, ec.ECDSA(hashes.SHA256()))
 
 
+def _requested_key(document: dict[str, Any]) -> ec.EllipticCurvePublicKey:
+    """Of the two forms of a request: sigstore's Python client sends the one, cosign the other."""
+    if "publicKeyRequest" in document:
+        pem = document["publicKeyRequest"]["publicKey"]["content"]
+        key = load_pem_public_key(pem.encode())
+    else:
+        key = x509.load_pem_x509_csr(base64.b64decode(document["certificateSigningRequest"])).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
+
+
 def token(subject: str, issuer: str = ISSUER) -> str:
     """What a CI job gets. Nobody checks who signed it but a real Fulcio."""
     now = int(time.time())
@@ -56,12 +71,14 @@ class FakeSigstore:
 
     Certificates hold from a minute before they are made to nine minutes after; ``log_runs_ahead`` is what the log's
     clock, in seconds, says more than that of Fulcio. ``ca_until`` is when the trusted root stops believing Fulcio.
+    ``is_new``: each entry is the only one of its log.
     """
 
     log_runs_ahead = 0
     ca_until: datetime | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_new: bool = False) -> None:
+        self.is_new = is_new
         self.ca, self.ct_key, self.log_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
         self.root = self._root()
         self.log: list[bytes] = []
@@ -144,20 +161,20 @@ class FakeSigstore:
             .sign(self.ca, hashes.SHA256())
         )
 
-    def _certify(self, request: x509.CertificateSigningRequest, issuer: str, subject: str) -> x509.Certificate:
+    def _certify(self, key: ec.EllipticCurvePublicKey, issuer: str, subject: str) -> x509.Certificate:
         name: x509.GeneralName
         name = x509.RFC822Name(subject) if "://" not in subject else x509.UniformResourceIdentifier(subject)
         now = datetime.now(UTC).replace(microsecond=0)
         usage = x509.KeyUsage(*(position == 0 for position in range(9)))  # digitalSignature
         builder = (
-            x509.CertificateBuilder(self.root.subject, x509.Name([]), request.public_key(), x509.random_serial_number())
+            x509.CertificateBuilder(self.root.subject, x509.Name([]), key, x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=1))
             .not_valid_after(now + timedelta(minutes=9))
             .add_extension(x509.SubjectAlternativeName([name]), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca.public_key()), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(
                 x509.UnrecognizedExtension(ISSUER_OID, bytes([0x0C, len(issuer)]) + issuer.encode()), critical=False
             )
@@ -200,21 +217,32 @@ class FakeSigstore:
         }
         raw = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
         self.log.append(raw)
-        # A log of one entry each: its leaf is its root (RFC 6962 section 2.1).
-        root = sha256(b"\x00" + raw)
+        # RFC 6962 section 2.1: the only leaf is the root; the second of two hangs beside the first.
+        leaf = sha256(b"\x00" + raw)
+        beside = [] if self.is_new else [FIRST_LEAF]
+        root = leaf if self.is_new else sha256(b"\x01" + FIRST_LEAF + leaf)
+        position, size = len(beside), len(beside) + 1
         log_id = sha256(spki(self.log_key))
-        note = f"{self.name} - 1\n1\n{b64(root)}\n"
+        note = f"{self.name} - 1\n{size}\n{b64(root)}\n"
         checkpoint = f"{note}\n\u2014 {self.name} {b64(log_id[:4] + sign(self.log_key, note.encode()))}\n"
         entry: dict[str, Any] = {
             "body": b64(raw),
             "integratedTime": int(time.time()) + self.log_runs_ahead,
             "logID": log_id.hex(),
-            "logIndex": len(self.log) - 1,
+            "logIndex": len(self.log) - 1 + position,
         }
         promise = sign(self.log_key, json.dumps(entry, separators=(",", ":"), sort_keys=True).encode())
-        proof = {"checkpoint": checkpoint, "hashes": [], "logIndex": 0, "rootHash": root.hex(), "treeSize": 1}
-        entry["verification"] = {"inclusionProof": proof, "signedEntryTimestamp": b64(promise)}
-        return {root.hex(): entry}
+        entry["verification"] = {
+            "inclusionProof": {
+                "checkpoint": checkpoint,
+                "hashes": [one.hex() for one in beside],
+                "logIndex": position,
+                "rootHash": root.hex(),
+                "treeSize": size,
+            },
+            "signedEntryTimestamp": b64(promise),
+        }
+        return {leaf.hex(): entry}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         sigstore = self
@@ -226,20 +254,22 @@ class FakeSigstore:
                     raw = self.headers["Authorization"].removeprefix("Bearer ")
                     sigstore.tokens.append(raw)
                     claims = jwt.decode(raw, options={"verify_signature": False})
-                    request = x509.load_pem_x509_csr(base64.b64decode(document["certificateSigningRequest"]))
-                    leaf = sigstore._certify(request, claims["iss"], claims["sub"])
+                    leaf = sigstore._certify(_requested_key(document), claims["iss"], claims["sub"])
                     chain = [one.public_bytes(Encoding.PEM).decode() for one in (leaf, sigstore.root)]
                     self._answer(200, {"signedCertificateEmbeddedSct": {"chain": {"certificates": chain}}})
                 elif self.path == "/api/v1/log/entries":
-                    self._answer(201, sigstore._append(document))
+                    entry = sigstore._append(document)
+                    self._answer(201, entry, {"ETag": next(iter(entry))})
                 else:
                     self._answer(404, {"message": self.path})
 
-            def _answer(self, status: int, document: dict[str, Any]) -> None:
+            def _answer(self, status: int, document: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS) -> None:
                 content = json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from modelpack import compression, tar, template
 from modelpack.archive import Archive
 from modelpack.convert import protobuf, vocabulary
+from modelpack.convert.bounded_tokenizer import check_growth, check_sizes
 from modelpack.convert.model_card import parse_model_card
-from modelpack.convert.pre_tokenizer import check_growth
 from modelpack.convert.safetensors import read_tensors
 from modelpack.convert.splitting import name_by_rule
 from modelpack.embedded_registry.errors import RefusedError
@@ -300,6 +300,7 @@ def tokenizer(data: bytes) -> None:
     assert vocabulary.vocabulary_size(document, entries) > 0
     vocabulary.read_merges(vocabulary.as_dict(document.get("model")))
     vocabulary.prepends_space(document)
+    check_sizes(document)
     check_growth(document)
     name_by_rule(document)
 

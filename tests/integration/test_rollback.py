@@ -216,7 +216,7 @@ def test_keyless_from_a_ci_job_to_a_developer(modelpack, publisher, name, home, 
         assert signed.code == 0, signed.stderr
     document = signed.json("sign")
     assert document["key_id"] == f"{RELEASE} ({ISSUER})"
-    assert document["log_index"] == 0
+    assert document["log_index"] == 1
     assert "where they stay" in signed.stderr
     assert secret not in signed.stdout + signed.stderr
     (settings / "policy.toml").write_text(

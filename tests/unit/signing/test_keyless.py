@@ -25,10 +25,12 @@ BEACON = CertifiedIdentity(
     "extremely-dangerous-oidc-beacon.yml@refs/heads/main",
 )
 AUTHOR = CertifiedIdentity("https://github.com/login/oauth", "cody@soyland.com")
+RELEASE = "https://ci.example.com/acme/models/release.yml@refs/tags/v1"
 VECTORS = {
     "happy-path-intoto-in-dsse-v3": BEACON,
     "rekor2-dsse-happy-path": BEACON,
     "oci-attestation": AUTHOR,
+    "private-first-entry": CertifiedIdentity(ISSUER, RELEASE),
     "dsse-invalid-sig_fail": None,
     "dsse-mismatch-envelope_fail": None,
     "dsse-mismatch-sig_fail": None,
@@ -39,7 +41,6 @@ VECTORS = {
 
 V1 = Reference.parse("registry.example.com/team/tiny:v1")
 WHEN = datetime(2026, 11, 1, 10, 0, 0, tzinfo=UTC)
-RELEASE = "https://ci.example.com/acme/models/release.yml@refs/tags/v1"
 
 
 def evidence(raw: bytes) -> Evidence:
@@ -51,7 +52,8 @@ def evidence(raw: bytes) -> Evidence:
 
 
 def verifier_for(name: str) -> KeylessVerifier:
-    return KeylessVerifier((DATA / "rekor2-trusted_root.json").read_bytes() if name.startswith("rekor2") else None)
+    root = DATA / f"{name.partition('-')[0]}-trusted_root.json"
+    return KeylessVerifier(root.read_bytes() if root.exists() else None)
 
 
 def test_every_vector_is_run():
@@ -171,7 +173,7 @@ def test_what_is_signed_keyless_is_read_back_and_verified():
         signed = signer.sign(repository, V1, subject, signed_at=WHEN, annotations={"build": "7"})
 
         assert signed.identity == CertifiedIdentity(ISSUER, RELEASE)
-        assert (signed.reference, signed.log_index, len(sigstore.log)) == (V1.tagged, 0, 1)
+        assert (signed.reference, signed.log_index, len(sigstore.log)) == (V1.tagged, 1, 1)
     (found,) = find_signatures(repository, subject)
     assert isinstance(found, Signature)
     assert (found.claims.reference, found.claims.signed_at) == (V1.tagged, WHEN)
@@ -235,3 +237,27 @@ def test_a_gitlab_job_finds_its_token(monkeypatch):
     monkeypatch.setenv("SIGSTORE_ID_TOKEN", token(RELEASE))
 
     assert ambient_token().count(".") == 2
+
+
+def test_the_first_entry_of_a_log_needs_no_index_and_no_hashes():
+    """As cosign writes it: protobuf's JSON leaves out what is 0 or empty."""
+    repository = MemoryRepository()
+    subject = repository.add_artifact()
+    with FakeSigstore(is_new=True) as sigstore:
+        config = json.dumps(sigstore.trust_config()).encode()
+        KeylessSigner(token(RELEASE), config).sign(repository, V1, subject, signed_at=WHEN)
+        root = json.dumps(sigstore.trusted_root()).encode()
+    (found,) = find_signatures(repository, subject)
+    assert isinstance(found, Signature)
+    assert found.certified
+    bundle = json.loads(found.certified)
+    (entry,) = bundle["verificationMaterial"]["tlogEntries"]
+    assert entry.pop("logIndex") == entry["inclusionProof"].pop("logIndex") == "0"
+    assert entry["inclusionProof"].pop("hashes") == []
+
+    raw = json.dumps(bundle).encode()
+    assert KeylessVerifier(root).verify(evidence(raw)) == CertifiedIdentity(ISSUER, RELEASE)
+
+    entry["inclusionProof"]["treeSize"] = "2"
+    with pytest.raises(InvalidSignatureError):
+        KeylessVerifier(root).verify(evidence(json.dumps(bundle).encode()))
