@@ -43,10 +43,12 @@ _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
 # Bounds on what a hostile registry can make us fetch (cosign GHSA-88jx-383q-w4qc and others were endless lists).
 _MAX_DEPTH = 6
 _MAX_MANIFESTS = 5_000
+_MAX_MANIFESTS_SIZE = 128 << 20  # all of them are in memory at once
 
 # What refers to an artifact is anybody's to write, and it is copied before it is judged, or without ever being: it may
 # weigh as much as the artifact, or this.
 _MAX_REFERRERS_SIZE = 1 << 30
+_MAX_REFERRER_MANIFESTS_SIZE = 32 << 20
 
 # How long the other blobs of a failed copy may take to put down what they hold, in seconds.
 _GRACE = 1.0
@@ -80,13 +82,17 @@ class _Graph:
     """Referrers that are no manifests, or name some that are none."""
     room: int = 0
     """How many bytes more the referrers may have."""
+    manifest_room: int = _MAX_REFERRER_MANIFESTS_SIZE
+    """How many bytes more their manifests may have, which are in memory."""
 
     def make_room(self, manifests: Mapping[Digest, Manifest]) -> bool:
         """Whether these, which nobody has judged, may come along."""
-        size = sum(len(one.raw) + sum(blob.size for blob in one.blobs) for one in manifests.values())
-        if size > self.room:
+        manifest_size = sum(len(one.raw) for one in manifests.values())
+        size = manifest_size + sum(blob.size for one in manifests.values() for blob in one.blobs)
+        if size > self.room or manifest_size > self.manifest_room:
             return False
         self.room -= size
+        self.manifest_room -= manifest_size
         return True
 
     def blobs(self) -> list[Descriptor]:
@@ -186,6 +192,8 @@ def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest],
         return found[descriptor.digest]
     _check_bounds(len(found), depth)
     manifest = source.fetch_manifest(descriptor)
+    if sum(len(one.raw) for one in found.values()) + len(manifest.raw) > _MAX_MANIFESTS_SIZE:
+        raise InvalidContentError(f"the manifests of the artifact have more than {_MAX_MANIFESTS_SIZE} bytes")
     for child in manifest.manifests:
         _walk(source, child, found, depth=depth + 1)
     found[descriptor.digest] = manifest

@@ -25,6 +25,7 @@ Body = bytes | Callable[[], Iterable[bytes]]
 CHUNK_SIZE = 1 << 20
 _STALLED_BELOW = 1 << 10
 _WORTH_DRAINING = 1 << 16
+_DRAINING_TIME = 1.0  # seconds
 
 
 class Response:
@@ -62,7 +63,7 @@ class Response:
         Raises TransientError when the connection breaks, falls silent, or trickles.
         """
         window, received = time.monotonic(), 0
-        self._watch()
+        self._watch(self._stall_timeout)
         while True:
             try:
                 chunk = self._raw.read1(self._traffic.piece)
@@ -79,11 +80,11 @@ class Response:
                 window, received = now, 0
             yield chunk
 
-    def _watch(self) -> None:
+    def _watch(self, silence: float) -> None:
         """From here on the connection may be silent for less time than a registry may take to begin its answer."""
         connection = getattr(self._raw, "connection", None)
         if connection is not None and connection.sock is not None:
-            connection.sock.settimeout(min(self._stall_timeout, connection.sock.gettimeout() or self._stall_timeout))
+            connection.sock.settimeout(min(silence, connection.sock.gettimeout() or silence))
 
     def load(self, limit: int) -> None:
         """Receive the body while a broken connection can still be tried again; ``read`` then has it."""
@@ -118,9 +119,21 @@ class Response:
 
     def close(self) -> None:
         """Read a short rest, so that the connection serves the next request; give up a connection with more to come."""
-        if self._method == "HEAD" or (self.content_length or 0) <= _WORTH_DRAINING:
+        if self._method == "HEAD":
             self._raw.drain_conn()
+        elif (self.content_length or 0) <= _WORTH_DRAINING:
+            self._drain()
         self._raw.close()
+
+    def _drain(self) -> None:
+        # What has no length may have no end, and what is short may never come: a new connection costs less.
+        left, deadline = _WORTH_DRAINING, time.monotonic() + _DRAINING_TIME
+        self._watch(_DRAINING_TIME)
+        try:
+            while left > 0 and time.monotonic() < deadline and (chunk := self._raw.read1(left)):
+                left -= len(chunk)
+        except (exceptions.HTTPError, OSError):
+            pass
 
     def __enter__(self) -> Self:
         return self

@@ -156,12 +156,13 @@ class Ingest:
         self, file: int, path: Path, descriptor: Descriptor, blob: RangedBlob, progress: "_HighWater"
     ) -> Digest:
         """Complete a partial file over several connections. Raises RangesIgnoredError."""
+        # Before the segments of a blob are counted that no disk holds.
+        check_space(self._partials, descriptor.size - os.fstat(file).st_blocks * 512)
         journal = Journal(path, descriptor)
         try:
             if journal.is_new:
                 segments.adopt(file, journal)
             resumed = list(journal.checksums)
-            check_space(self._partials, sum(journal.length(segment) for segment in journal.missing()))
             os.ftruncate(file, descriptor.size)
             progress.add(sum(journal.length(segment) for segment in resumed))
             actual = segments.fill(file, journal, blob, progress.add)

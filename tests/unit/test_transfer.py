@@ -160,6 +160,39 @@ def test_a_referrer_that_outweighs_its_artifact_is_left_behind(here: FakeRegistr
     assert {digest for _, digest in there.manifests} == {str(model.digest), str(small.digest)}
 
 
+def padded(manifest: Manifest, size: int) -> Manifest:
+    return Manifest.parse(manifest.raw + b" " * (size - len(manifest.raw)), media_type=manifest.media_type)
+
+
+def test_manifests_that_fill_the_memory_are_left_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
+    here.add_blob(b"{}")
+    for number in range(12):
+        about = {"number": str(number)}
+        referrer = image_manifest(config=EMPTY_CONFIG, layers=[], subject=model.descriptor, annotations=about)
+        here.add_manifest("me/tiny", padded(referrer, MAX_MANIFEST_SIZE))
+    source = open_repository(here)
+
+    result = copy(source, open_repository(there), source.resolve("v1"), tag="v1")
+
+    assert (result.referrers_copied, len(result.referrers_left)) == (8, 4)
+
+
+def test_an_index_of_manifests_that_fill_the_memory_is_refused(here: FakeRegistry, there: FakeRegistry) -> None:
+    large = [
+        padded(image_manifest(config=EMPTY_CONFIG, layers=[], annotations={"number": str(number)}), MAX_MANIFEST_SIZE)
+        for number in range(33)
+    ]
+    for one in large:
+        here.add_manifest("me/tiny", one)
+    here.add_manifest("me/tiny", image_index([one.descriptor for one in large]), tag="all")
+    source = open_repository(here)
+
+    with pytest.raises(InvalidContentError, match="have more than"):
+        copy(source, open_repository(there), source.resolve("all"), tag="all")
+    assert there.manifests == {}
+
+
 def test_referrers_stay_behind_when_told_so(here: FakeRegistry, there: FakeRegistry) -> None:
     model = here.add_artifact("me/tiny", WEIGHTS, tag="v1")
     here.add_artifact("me/tiny", b"signature", subject=model.descriptor)

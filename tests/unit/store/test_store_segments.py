@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from store_artifacts import WEIGHT, opener
 
-from modelpack.errors import DigestMismatchError, UnavailableError
+from modelpack.errors import DigestMismatchError, InsufficientDiskError, UnavailableError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import BlobStream, RangedBlob, RangesIgnoredError
@@ -321,6 +322,17 @@ def test_a_source_that_sends_too_much_or_too_little_is_an_error_and_keeps_the_re
     assert not store.repository("tiny").has_blob(BLOB)
 
 
+def test_a_blob_that_claims_a_size_of_nonsense_costs_no_memory(store: Store) -> None:
+    huge = Descriptor(WEIGHT, Digest.of(b"huge"), 1 << 50)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InsufficientDiskError, match="are free"):
+            store.repository("tiny").write_blob(huge, Far().blob())
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_full_disk_keeps_the_segments_that_fit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     # The far end here is the operating system: a real full disk needs root.
     import errno
@@ -333,8 +345,6 @@ def test_a_full_disk_keeps_the_segments_that_fit(store: Store, monkeypatch: pyte
         return write(file, content, position)
 
     monkeypatch.setattr(os, "pwrite", full)
-    from modelpack.errors import InsufficientDiskError
-
     with pytest.raises(InsufficientDiskError, match="no space left"):
         store.repository("tiny").write_blob(BLOB, Far().blob(connections=1))
     monkeypatch.undo()
