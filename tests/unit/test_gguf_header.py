@@ -40,6 +40,8 @@ def gguf(
 
 ARCHITECTURE = key("general.architecture", STRING, text("llama"))
 VECTOR = tensor("t", (8,), F32, 0)
+# All but the last of 80.
+STRINGS = struct.pack("<IQ", STRING, 80) + text("a") * 79
 
 
 @pytest.fixture
@@ -134,6 +136,10 @@ def test_every_hostile_file_was_tried() -> None:
         (gguf([key("k" * 70_000, STRING, text("x"))], [VECTOR], 32), "claims 70000 bytes for a metadata key"),
         (gguf([key(b"\xff", STRING, text("x"))], [VECTOR], 32), "not UTF-8 in a metadata key"),
         (gguf([key("k", STRING, text(b"\xc3("))], [VECTOR], 32), "not UTF-8 in the value of 'k'"),
+        # Beyond what is kept of an array.
+        (gguf([key("k", ARRAY, STRINGS + text(b"\xc3("))], [VECTOR], 32), "not UTF-8 in the value of 'k'"),
+        (gguf([key("k", ARRAY, STRINGS + struct.pack("<Q", 99))], []), "claims 99 bytes for the value of 'k'"),
+        (gguf([key("k", ARRAY, STRINGS + b"\1")], [])[:-7], "cut off inside its header"),
         (gguf([key("k", 13, bytes(8))], [VECTOR], 32), "unknown value type 13"),
         (gguf([key("k", BOOL, b"\x02")], [VECTOR], 32), "the value 2 for the boolean"),
         (gguf([key("k", ARRAY, struct.pack("<IQ", ARRAY, 1) + bytes(32))], [VECTOR], 32), "array of arrays"),
