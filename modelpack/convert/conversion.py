@@ -311,6 +311,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
             getattr(writer, f"add_add_{kind}_token")(is_added)
     if special.chat_template is not None:
         writer.add_chat_template(special.chat_template)
+        if (named := writer.kv_data[0].get("tokenizer.chat_templates")) is not None:
+            named.value.sort()  # gguf lists a set, in another order in each process
     for key, value in special.normalizer.items():  # PyPI's gguf has no name for these keys yet
         writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
 
