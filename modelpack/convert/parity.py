@@ -6,7 +6,7 @@ many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -70,9 +70,11 @@ def expected(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None
     return [(one.text, one.ids) for one in trials(checkpoint, pre=pre, rows=rows) if not one.known]
 
 
-def compare(tried: Sequence[Trial], actual: Sequence[Sequence[int]]) -> list[str]:
+def compare(
+    tried: Sequence[Trial], actual: Sequence[Sequence[int]], *, cause: Callable[[], str | None] = lambda: None
+) -> list[str]:
     """What llama.cpp, which gave the ids ``actual``, does otherwise as it is known to, one sentence for each of its
-    limits. Raises TokenizerMismatchError, which shows the first few, for anything else.
+    limits. Raises TokenizerMismatchError for anything else, which names the likely ``cause`` and shows the first few.
     """
     pairs = [(one, list(got)) for one, got in zip(tried, actual, strict=True)]
     limits: dict[str, list[str]] = {}
@@ -86,8 +88,9 @@ def compare(tried: Sequence[Trial], actual: Sequence[Sequence[int]]) -> list[str
                 limits.setdefault(reason, []).append(_difference(one, got))
     if wrong:
         shown = "; ".join(_difference(one, got) for one, got in wrong[:_SHOWN])
+        why = f", because {found}" if (found := cause()) else ""
         raise TokenizerMismatchError(
-            f"llama.cpp tokenizes {len(wrong)} of {len(tried)} texts otherwise than the checkpoint does: {shown}",
+            f"llama.cpp tokenizes {len(wrong)} of {len(tried)} texts otherwise than the checkpoint does{why}: {shown}",
             share=f"{len(wrong)}/{len(tried)}",
         )
     return [f"llama.cpp {reason} ({len(seen)} texts: {seen[0]})" for reason, seen in limits.items()]
