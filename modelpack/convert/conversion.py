@@ -116,6 +116,7 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     values = writer.kv_data[0]
     title = values["general.name"]
     title.value = spelled_for_llama_cpp(title.value, tokens=vocabulary.tokens, strips=strips_behind(checkpoint))
+    checkpoint.forget()
     return ConversionPlan(
         architecture=architecture.gguf_name,
         file_type=file_type,

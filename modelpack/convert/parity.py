@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations, pairwise
+from typing import Any
 
 from modelpack.convert.bounded_tokenizer import BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
@@ -18,7 +19,8 @@ from modelpack.convert.limits import OVERLAP, Limit, find_limits
 from modelpack.convert.sentencepiece_model import SentencePieceModel
 from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
-from modelpack.errors import TokenizerMismatchError
+from modelpack.errors import InvalidCheckpointError, InvalidContentError, TokenizerMismatchError
+from modelpack.oci import strict_json
 
 _SHOWN = 3
 _ADDED = 512
@@ -106,8 +108,8 @@ def _difference(one: Trial, got: list[int]) -> str:
 
 
 def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
-    tokenizer = BoundedTokenizer(content)
-    document = json.loads(content)
+    document = _parsed(content)
+    tokenizer = BoundedTokenizer(content, document)
     added = _added_tokens(tokenizer, rows)
     plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
     plain += [text for one in added for text in (one.content, "a" + one.content)]
@@ -121,7 +123,7 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
         changed = document
         for limit in several:
             changed = limit.change(changed)
-        otherwise = BoundedTokenizer(json.dumps(changed).encode()).encode(tried)
+        otherwise = BoundedTokenizer(json.dumps(changed).encode(), changed).encode(tried)
         reason = ", and ".join(limit.reason for limit in several)
         for text, own, other in zip(tried, ids, otherwise, strict=True):
             if own != other:
@@ -129,6 +131,13 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     for text, (before, token) in shared.items():
         known[text] += [([*start, token], OVERLAP) for start in tokenizer.encode([before])]
     return [Trial(text, own, tuple(known[text])) for text, own in zip(tried, ids, strict=True)]
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        return strict_json.parse_object(content, what="tokenizer.json")
+    except InvalidContentError as error:
+        raise InvalidCheckpointError(str(error)) from error
 
 
 def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:
