@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from modelpack.convert import Checkpoint, limits, parity
+from modelpack.convert.conversion import write_vocabulary
 from modelpack.engine.tokenize import tokenize
 from modelpack.errors import TokenizerMismatchError
 from modelpack.gguf_header import ArraySummary
@@ -27,7 +28,7 @@ class TokenizerGate:
         self._limits: Future[list[str]] | None = None
         if not isinstance(conversion, UpstreamPlan):
             vocabulary = work / "vocabulary.gguf"
-            vocabulary.write_bytes(conversion.vocabulary_file)
+            write_vocabulary(conversion, vocabulary)
             pre, rows = conversion.metadata["tokenizer.ggml.pre"], len(conversion.metadata["tokenizer.ggml.tokens"])
             self._limits = self._pool.submit(_compare, checkpoint, vocabulary, pre, rows)
 

@@ -69,11 +69,6 @@ class ConversionPlan:
         return header_bytes(self.encoded_metadata, len(self.metadata), self.tensors)
 
     @property
-    def vocabulary_file(self) -> bytes:
-        """A GGUF file of the metadata alone, for whoever wants to ask about the vocabulary before there are weights."""
-        return header_bytes(self.encoded_metadata, len(self.metadata), ())
-
-    @property
     def output_size(self) -> int:
         """Bytes of the file."""
         return len(self.header) + data_size(self.tensors)
@@ -157,6 +152,14 @@ def run_conversion(
         between=after_a_piece,
         progress=progress,
     )
+
+
+def write_vocabulary(plan: ConversionPlan, path: Path) -> None:
+    """Write a GGUF file of a plan's metadata alone, to ask about the vocabulary before there are weights.
+
+    Raises InsufficientDiskError.
+    """
+    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_durable=False)
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:
