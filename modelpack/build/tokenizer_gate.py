@@ -4,7 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from modelpack.convert import Checkpoint, parity
+from modelpack.convert import Checkpoint, limits, parity
+from modelpack.convert.conversion import write_vocabulary
 from modelpack.engine.tokenize import tokenize
 from modelpack.errors import TokenizerMismatchError
 from modelpack.gguf_header import ArraySummary
@@ -27,7 +28,7 @@ class TokenizerGate:
         self._limits: Future[list[str]] | None = None
         if not isinstance(conversion, UpstreamPlan):
             vocabulary = work / "vocabulary.gguf"
-            vocabulary.write_bytes(conversion.vocabulary_file)
+            write_vocabulary(conversion, vocabulary)
             pre, rows = conversion.metadata["tokenizer.ggml.pre"], len(conversion.metadata["tokenizer.ggml.tokens"])
             self._limits = self._pool.submit(_compare, checkpoint, vocabulary, pre, rows)
 
@@ -67,4 +68,7 @@ def _compare_file(checkpoint: Checkpoint, converted: Path) -> list[str]:
 
 def _compare(checkpoint: Checkpoint, vocabulary: Path, pre: str, rows: int | None) -> list[str]:
     tried = parity.trials(checkpoint, pre=pre, rows=rows)
-    return parity.compare(tried, tokenize(vocabulary, [one.text for one in tried])) if tried else []
+    if not tried:
+        return []
+    actual = tokenize(vocabulary, [one.text for one in tried])
+    return parity.compare(tried, actual, cause=lambda: limits.normalization(checkpoint))

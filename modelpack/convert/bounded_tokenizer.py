@@ -35,12 +35,13 @@ _KNOWN_EXPRESSIONS = (" {2,}", r"\s+")
 class BoundedTokenizer:
     """A tokenizer that neither cuts nor pads. Every method raises InvalidCheckpointError."""
 
-    def __init__(self, tokenizer_json: bytes) -> None:
+    def __init__(self, tokenizer_json: bytes, document: Mapping[str, Any] | None = None) -> None:
+        """``document`` is the same, parsed already, if it was."""
         from tokenizers import Tokenizer
 
         self._spent = 0.0
         with self._asking():
-            document = json.loads(tokenizer_json)
+            document = json.loads(tokenizer_json) if document is None else document
             check_sizes(document)
             check_growth(document)
             tokenizer = Tokenizer.from_buffer(tokenizer_json)
@@ -117,9 +118,8 @@ def check_sizes(tokenizer: Mapping[str, Any]) -> None:
     pieces = (
         [piece[0] for piece in vocabulary if isinstance(piece, list) and piece] if isinstance(vocabulary, list) else ()
     )
-    for text in as_dict(vocabulary) or pieces:
-        if isinstance(text, str):
-            check_length(text, "tokenizer.json")
+    texts = [text for text in as_dict(vocabulary) or pieces if isinstance(text, str)]
+    check_length(max(texts, key=len, default=""), "tokenizer.json")
     _check_added(tokenizer)
     for kind in ("normalizer", "pre_tokenizer", "decoder"):
         found = list(_every_step(as_dict(tokenizer.get(kind))))

@@ -6,7 +6,7 @@ leads out of the directory, or ask for code of its own to be run.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     card: ModelCard
+    _parsed: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -60,8 +61,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What the checkpoint calls itself; its directory's name where it is silent."""
-        for field in ("name", "model_name"):
-            name = self.card.fields.get(field)
+        for key in ("name", "model_name"):
+            name = self.card.fields.get(key)
             if isinstance(name, str):
                 return name
         name = self.config.get("_name_or_path")
@@ -142,8 +143,20 @@ class Checkpoint:
         return _Files(self.directory).find("README.md")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """One of the tokenizer's files or another small one, parsed; None where there is none."""
-        return _Files(self.directory).read_json(name, MAX_TOKENIZER_SIZE)
+        """One of the tokenizer's files or another small one, parsed, not to be changed; None where there is none.
+
+        tokenizer.json, which may be large and is asked for by many, is parsed once until ``forget``.
+        """
+        if name in self._parsed:
+            return self._parsed[name]
+        document = _Files(self.directory).read_json(name, MAX_TOKENIZER_SIZE)
+        if name == "tokenizer.json" and document is not None:
+            self._parsed[name] = document
+        return document
+
+    def forget(self) -> None:
+        """Let go of what was parsed: a large vocabulary takes more memory than its conversion."""
+        self._parsed.clear()
 
     def read_text(self, name: str) -> str | None:
         return _Files(self.directory).read_text(name, MAX_TEXT_SIZE)

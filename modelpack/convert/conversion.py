@@ -69,11 +69,6 @@ class ConversionPlan:
         return header_bytes(self.encoded_metadata, len(self.metadata), self.tensors)
 
     @property
-    def vocabulary_file(self) -> bytes:
-        """A GGUF file of the metadata alone, for whoever wants to ask about the vocabulary before there are weights."""
-        return header_bytes(self.encoded_metadata, len(self.metadata), ())
-
-    @property
     def output_size(self) -> int:
         """Bytes of the file."""
         return len(self.header) + data_size(self.tensors)
@@ -116,6 +111,7 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     values = writer.kv_data[0]
     title = values["general.name"]
     title.value = spelled_for_llama_cpp(title.value, tokens=vocabulary.tokens, strips=strips_behind(checkpoint))
+    checkpoint.forget()
     return ConversionPlan(
         architecture=architecture.gguf_name,
         file_type=file_type,
@@ -156,6 +152,14 @@ def run_conversion(
         between=after_a_piece,
         progress=progress,
     )
+
+
+def write_vocabulary(plan: ConversionPlan, path: Path) -> None:
+    """Write a GGUF file of a plan's metadata alone, to ask about the vocabulary before there are weights.
+
+    Raises InsufficientDiskError.
+    """
+    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_durable=False)
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -311,6 +315,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary:
             getattr(writer, f"add_add_{kind}_token")(is_added)
     if special.chat_template is not None:
         writer.add_chat_template(special.chat_template)
+        if (named := writer.kv_data[0].get("tokenizer.chat_templates")) is not None:
+            named.value.sort()  # gguf lists a set, in another order in each process
     for key, value in special.normalizer.items():  # PyPI's gguf has no name for these keys yet
         writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modelpack.convert.checkpoint import Checkpoint
+from modelpack.convert.sentencepiece_model import SentencePieceModel
 from modelpack.convert.unigram import squeezes
 from modelpack.convert.vocabulary import SPACE, as_dict, prepends_space, steps
 
@@ -20,6 +22,13 @@ Hindi or Thai, accents that stand alone."""
 OVERLAP = "looks for the longest added token first, where the checkpoint's tokenizer takes the one that begins first"
 
 Json = dict[str, Any]
+
+# By kind of model, the normalizers that llama.cpp has, or that change next to nothing.
+_UNDERSTOOD = {
+    "BPE": ("NFC", "Prepend", "Replace", "Lowercase"),
+    "Unigram": ("NFC", "Prepend", "Replace", "Precompiled", "Strip"),
+    "WordPiece": ("BertNormalizer", "Lowercase", "StripAccents", "NFD"),
+}
 
 # Letters of one case and marks, as o200k's family has them: in llama.cpp the marks are missing.
 _MARKED_WORD = re.compile(r"(?<=\\p\{Lo\})\\p\{M\}")
@@ -54,6 +63,25 @@ def find_limits(tokenizer: Mapping[str, Any], pre: str | None) -> list[Limit]:
         )
         limits.append(Limit(reason, _cut_at_marks))
     return limits
+
+
+def normalization(checkpoint: Checkpoint) -> str | None:
+    """What a checkpoint's tokenizer does to text before it is split that llama.cpp never does, for an error to name."""
+    tokenizer = checkpoint.read_json("tokenizer.json")
+    if tokenizer is not None:
+        kinds = [str(step.get("type")) for step in steps(tokenizer, "normalizer") if step]
+        odd = [
+            kind for kind in kinds if kind not in _UNDERSTOOD.get(str(as_dict(tokenizer.get("model")).get("type")), ())
+        ]
+        return f"tokenizer.json normalizes text with {odd[0][:40]}" if odd else None
+    content = checkpoint.read_bytes("tokenizer.model")
+    if content is None:
+        return None
+    rules = SentencePieceModel.load("tokenizer.model", content).rules
+    if rules.is_unigram or not (rules.charsmap or rules.squeezes):
+        return None
+    does = "replaces characters" if rules.charsmap else "squeezes spaces"
+    return f"tokenizer.model {does} (it was trained with normalization_rule_name or remove_extra_whitespaces)"
 
 
 def _added(tokenizer: Mapping[str, Any]) -> list[Json]:

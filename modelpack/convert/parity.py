@@ -6,11 +6,12 @@ many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations, pairwise
+from typing import Any
 
 from modelpack.convert.bounded_tokenizer import BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
@@ -18,7 +19,8 @@ from modelpack.convert.limits import OVERLAP, Limit, find_limits
 from modelpack.convert.sentencepiece_model import SentencePieceModel
 from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
-from modelpack.errors import TokenizerMismatchError
+from modelpack.errors import InvalidCheckpointError, InvalidContentError, TokenizerMismatchError
+from modelpack.oci import strict_json
 
 _SHOWN = 3
 _ADDED = 512
@@ -70,9 +72,11 @@ def expected(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None
     return [(one.text, one.ids) for one in trials(checkpoint, pre=pre, rows=rows) if not one.known]
 
 
-def compare(tried: Sequence[Trial], actual: Sequence[Sequence[int]]) -> list[str]:
+def compare(
+    tried: Sequence[Trial], actual: Sequence[Sequence[int]], *, cause: Callable[[], str | None] = lambda: None
+) -> list[str]:
     """What llama.cpp, which gave the ids ``actual``, does otherwise as it is known to, one sentence for each of its
-    limits. Raises TokenizerMismatchError, which shows the first few, for anything else.
+    limits. Raises TokenizerMismatchError for anything else, which names the likely ``cause`` and shows the first few.
     """
     pairs = [(one, list(got)) for one, got in zip(tried, actual, strict=True)]
     limits: dict[str, list[str]] = {}
@@ -86,8 +90,9 @@ def compare(tried: Sequence[Trial], actual: Sequence[Sequence[int]]) -> list[str
                 limits.setdefault(reason, []).append(_difference(one, got))
     if wrong:
         shown = "; ".join(_difference(one, got) for one, got in wrong[:_SHOWN])
+        why = f", because {found}" if (found := cause()) else ""
         raise TokenizerMismatchError(
-            f"llama.cpp tokenizes {len(wrong)} of {len(tried)} texts otherwise than the checkpoint does: {shown}",
+            f"llama.cpp tokenizes {len(wrong)} of {len(tried)} texts otherwise than the checkpoint does{why}: {shown}",
             share=f"{len(wrong)}/{len(tried)}",
         )
     return [f"llama.cpp {reason} ({len(seen)} texts: {seen[0]})" for reason, seen in limits.items()]
@@ -103,8 +108,8 @@ def _difference(one: Trial, got: list[int]) -> str:
 
 
 def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
-    tokenizer = BoundedTokenizer(content)
-    document = json.loads(content)
+    document = _parsed(content)
+    tokenizer = BoundedTokenizer(content, document)
     added = _added_tokens(tokenizer, rows)
     plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
     plain += [text for one in added for text in (one.content, "a" + one.content)]
@@ -118,7 +123,7 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
         changed = document
         for limit in several:
             changed = limit.change(changed)
-        otherwise = BoundedTokenizer(json.dumps(changed).encode()).encode(tried)
+        otherwise = BoundedTokenizer(json.dumps(changed).encode(), changed).encode(tried)
         reason = ", and ".join(limit.reason for limit in several)
         for text, own, other in zip(tried, ids, otherwise, strict=True):
             if own != other:
@@ -126,6 +131,13 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     for text, (before, token) in shared.items():
         known[text] += [([*start, token], OVERLAP) for start in tokenizer.encode([before])]
     return [Trial(text, own, tuple(known[text])) for text, own in zip(tried, ids, strict=True)]
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        return strict_json.parse_object(content, what="tokenizer.json")
+    except InvalidContentError as error:
+        raise InvalidCheckpointError(str(error)) from error
 
 
 def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:

@@ -7,7 +7,7 @@ others, retrained or extended, by the splitting rule that tokenizer.json spells 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,15 +16,18 @@ from modelpack.convert.bounded_tokenizer import BoundedTokenizer
 from modelpack.convert.splitting import name_by_rule, refuse_unequal, splits_at_spaces
 
 
-def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) -> tuple[str, Callable[[str], str]]:
+def find_pre_tokenizer(
+    tokenizer_json: bytes, document: Mapping[str, Any], *, fallback: str | None = None
+) -> tuple[str, Callable[[str], str]]:
     """llama.cpp's name for the splitting rule, and a function that gives a token's text as it comes out again.
 
+    ``document`` is tokenizer.json parsed.
     ``fallback`` is for kinds of tokenizer to which llama.cpp does the same under any name.
 
     Raises InvalidCheckpointError when tokenizer.json cannot be loaded, UnsupportedError when llama.cpp cannot do as it
     says.
     """
-    tokenizer = BoundedTokenizer(tokenizer_json)
+    tokenizer = BoundedTokenizer(tokenizer_json, document)
 
     def normalize(text: str) -> str:
         result = tokenizer.round_trip(text)
@@ -34,7 +37,6 @@ def find_pre_tokenizer(tokenizer_json: bytes, *, fallback: str | None = None) ->
     table = _known()
     (ids,) = tokenizer.encode([table["probe"]], special=True)
     # Of several vocabularies without the probe's characters the ids are the same.
-    document = json.loads(tokenizer_json)
     known = None if splits_at_spaces(document) else hashlib.sha256(str(ids).encode()).hexdigest()
     name = table["names"].get(known) or fallback or name_by_rule(document)
     refuse_unequal(name)

@@ -29,6 +29,7 @@ from modelpack.convert.vocabulary import (
 )
 
 _ID_DIGITS = 10
+SPACED = "\u0120"  # a space in GPT-2's alphabet of bytes
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
@@ -118,13 +119,14 @@ def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | Non
     falls_back = model.get("byte_fallback") is True
     for piece, token in vocabulary.items():
         table.put(token, piece, TokenType.BYTE if falls_back and _is_byte(piece) else TokenType.NORMAL, 0.0)
-    pre, normalize = find_pre_tokenizer(content)
+    pre, normalize = find_pre_tokenizer(content, tokenizer)
     for entry in added_tokens(tokenizer):
         text = entry.get("content")
         if isinstance(text, str) and not entry.get("normalized"):
             text = normalize(text)
         table.put_added(entry.get("id"), {**entry, "content": text})
-    merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in read_merges(model)]
+    # A space ends the first part of a merge to llama.cpp.
+    merges = [f"{left.replace(' ', SPACED)} {right.replace(' ', SPACED)}" for left, right in read_merges(model)]
     return table.vocabulary(WHITESPACE if pre == WHITESPACE else "gpt2", pre, merges=merges)
 
 

@@ -140,7 +140,7 @@ def read_merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     result = []
     for merge in model.get("merges") or ():
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        if not isinstance(parts, list) or len(parts) != 2 or type(parts[0]) is not str or type(parts[1]) is not str:
             raise InvalidCheckpointError("tokenizer.json has a merge that is no pair")
         result.append((parts[0], parts[1]))
     return result

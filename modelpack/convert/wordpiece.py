@@ -30,7 +30,8 @@ def wordpiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None:
     for token, text in enumerate(table.tokens):
         if table.types[token] in (TokenType.UNUSED, TokenType.USER_DEFINED):
             table.tokens[token] = _turned(text, continuing)
-    pre, _ = find_pre_tokenizer(checkpoint.read_bytes("tokenizer.json") or b"", fallback="default")
+    content = checkpoint.read_bytes("tokenizer.json") or b""
+    pre, _ = find_pre_tokenizer(content, tokenizer, fallback="default")
     return table.vocabulary("bert", pre, has_scores=False)
 
 

@@ -1,5 +1,6 @@
 """The tokenizer gate of a build, which runs while the weights are being written."""
 
+import io
 import json
 import shutil
 import time
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from modelpack.build.tokenizer_gate import TokenizerGate
-from modelpack.convert import Checkpoint, plan_conversion, run_conversion
+from modelpack.convert import Checkpoint, parity, plan_conversion, run_conversion
 from modelpack.errors import TokenizerMismatchError
 from modelpack.progress import SILENT
 
@@ -53,7 +55,7 @@ def test_a_mismatch_ends_the_conversion_before_the_weights_are_all_written(tmp_p
             time.sleep(0.5)
             gate.look()
 
-        with pytest.raises(TokenizerMismatchError, match="otherwise than the checkpoint does"):
+        with pytest.raises(TokenizerMismatchError, match=r"because tokenizer\.json normalizes text with NFKC: '"):
             run_conversion(plan, written, between=look)
 
     assert len(pieces) < len(plan.tensors)
@@ -67,6 +69,24 @@ def test_where_a_mismatch_is_allowed_it_is_told_as_a_share(tmp_path: Path, odd: 
 
     assert share is not None
     assert f"tokenizes {share.partition('/')[0]} of " in progress.heard[0]
+
+
+def test_a_sentencepiece_model_that_normalizes_is_named_as_the_cause(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    (directory / "tokenizer.json").unlink()
+    content = io.BytesIO()
+    texts = [text for text in parity.texts() if text.isascii()]
+    SentencePieceTrainer.Train(
+        sentence_iterator=iter(texts), model_writer=content, model_type="bpe", vocab_size=400, byte_fallback=True
+    )
+    (directory / "tokenizer.model").write_bytes(content.getvalue())
+    checkpoint = Checkpoint.open(directory)
+
+    with (
+        TokenizerGate(plan_conversion(checkpoint), checkpoint, tmp_path) as gate,
+        pytest.raises(TokenizerMismatchError, match=r"because tokenizer\.model replaces characters"),
+    ):
+        gate.mismatch(tmp_path / "none.gguf", is_allowed=False, progress=SILENT)
 
 
 def test_a_limit_of_llama_cpp_is_a_warning(tmp_path: Path) -> None:

@@ -253,3 +253,15 @@ def test_a_card_of_aliases_does_not_explode() -> None:
     bomb = "\n".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'lol'}]" for n in range(12))
 
     assert list(parse_model_card(f"---\n{bomb}\n---\n").fields) == ["k0"]
+
+
+def test_a_file_that_was_parsed_is_kept_until_it_is_let_go(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    checkpoint = Checkpoint.open(directory)
+    first = checkpoint.read_json("tokenizer.json")
+
+    assert first is not None
+    assert checkpoint.read_json("tokenizer.json") is first
+    plan_conversion(checkpoint)
+    (directory / "tokenizer.json").write_text("{}")
+    assert checkpoint.read_json("tokenizer.json") == {}

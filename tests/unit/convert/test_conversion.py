@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -73,6 +75,25 @@ def test_a_conversion_keeps_the_checkpoints_own_type(tmp_path: Path, name: str, 
     plan = plan_conversion(Checkpoint.open(write_checkpoint(name, tmp_path)))
 
     assert plan.file_type == file_type
+
+
+def test_named_chat_templates_are_the_same_bytes_in_every_process(tiny: Path) -> None:
+    path = tiny / "tokenizer_config.json"
+    names = ["default", "tool_use", "rag", "vision", "code"]
+    templates = [{"name": name, "template": f"{{{{ {name} }}}}"} for name in names]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": templates}))
+    program = "import sys, pathlib, modelpack.convert as c; sys.stdout.buffer.write(c.plan_conversion("
+    program += "c.Checkpoint.open(pathlib.Path(sys.argv[1]))).header)"
+
+    headers = {
+        subprocess.run(
+            [sys.executable, "-c", program, tiny], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "1234"
+    }
+
+    assert len(headers) == 1
+    assert plan_conversion(Checkpoint.open(tiny)).metadata["tokenizer.chat_templates"] == sorted(names[1:])
 
 
 def test_neither_folder_nor_time_nor_umask_gets_into_the_file(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_huge_merge_is_refused_with_the_token_that_it_makes(gpt2_like: Json) -
     vocabulary = {**gpt2_like["model"]["vocab"], HUGE: 9998, HUGE + "x": 9999}
     merges = [*gpt2_like["model"]["merges"], [HUGE, "x"]]
 
-    refused(with_model(gpt2_like, vocab=vocabulary, merges=merges), "has a token of 52428800 characters")
+    refused(with_model(gpt2_like, vocab=vocabulary, merges=merges), "has a token of 52428801 characters")
 
 
 def test_a_huge_merge_without_its_token_is_refused(gpt2_like: Json) -> None:
