@@ -291,7 +291,7 @@ def test_a_way_to_split_text_is_known_by_all_its_steps(
         ({"vocab": []}, "no proper vocabulary"),
         ({"vocab": [["a"]]}, "no text and score for token 0"),
         ({"vocab": [["a", 1e40]]}, "no proper score"),
-        ({"vocab": [["\ud800", 0.0]]}, "not Unicode"),
+        ({"vocab": [["\ud800", 0.0]]}, "half of a character"),
     ],
 )
 def test_a_broken_unigram_vocabulary_is_refused(tmp_path: Path, model: dict[str, object], reason: str) -> None:
