@@ -28,9 +28,9 @@ _LONGEST_RUN = 4  # segments that one request asks for: a request each would cos
 _WAITING = 8  # chunks that may wait for the hash
 # What a connection alone has to bring in this time, in bytes a second: half of what a processor hashes; or less,
 # if what is read comes by the full 1 MiB, so that more is waiting, and it is this machine that is busy.
-_WINDOW = 0.2  # seconds
+_WINDOW = 0.25  # seconds
 _FAST = 256 << 20
-_BUSY = 192 << 20
+_BUSY = 96 << 20
 # How long a connection that has fallen silent may hold up the report of another's failure, in seconds.
 _GRACE = 1.0
 
