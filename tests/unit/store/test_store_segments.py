@@ -35,7 +35,6 @@ class Far:
         self.streams: list[int] = []
         self.before: Callable[[int], None] = lambda position: None
         self.lock = threading.Lock()
-        self.open, self.most_open = 0, 0
 
     def blob(self, connections: int = 4) -> RangedBlob:
         return RangedBlob(self.open_stream, self.open_range, connections)
@@ -48,19 +47,13 @@ class Far:
     def open_range(self, start: int, stop: int) -> Iterator[Iterator[bytes]]:
         with self.lock:
             self.asked.append(start // SEGMENT_SIZE)
-            self.open += 1
-            self.most_open = max(self.most_open, self.open)
 
         def chunks() -> Iterator[bytes]:
             for position in range(start, stop, STEP):
                 self.before(position)
                 yield self.content[position : min(position + STEP, stop)]
 
-        try:
-            yield chunks()
-        finally:
-            with self.lock:
-                self.open -= 1
+        yield chunks()
 
 
 def partial(store: Store) -> Path:
@@ -81,72 +74,6 @@ def test_a_large_blob_comes_in_segments_and_is_whole(store: Store) -> None:
     assert far.streams == []
     assert sum(heard) == len(CONTENT)
     assert left(store) == []
-
-
-def test_a_connection_that_keeps_the_hash_busy_stays_alone(store: Store) -> None:
-    far = Far()
-    store.repository("tiny").write_blob(BLOB, far.blob())
-    assert far.most_open == 1
-    store.rehash(BLOB)
-
-
-def test_beside_one_that_is_slow_others_join(store: Store) -> None:
-    far = Far()
-    far.before = lambda position: time.sleep(0.03)
-    begun = time.monotonic()
-
-    store.repository("tiny").write_blob(BLOB, far.blob())
-
-    assert far.most_open > 1
-    assert time.monotonic() - begun < 0.03 * len(CONTENT) / STEP
-    store.rehash(BLOB)
-
-
-def test_beside_one_that_is_silent_others_join_and_their_bytes_are_kept(store: Store) -> None:
-    far, rest = Far(), threading.Event()
-
-    def before(position: int) -> None:
-        if position == 0:
-            assert rest.wait(20)
-        elif position == 3 * SEGMENT_SIZE:
-            rest.set()
-
-    far.before = before
-    store.repository("tiny").write_blob(BLOB, far.blob())
-    store.rehash(BLOB)
-
-
-def test_what_is_hashed_from_memory_is_waited_for_until_it_is_in_the_file(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = os.pwrite
-
-    def slow(file: int, content: bytes, position: int) -> int:
-        if position >= 3 * SEGMENT_SIZE:
-            time.sleep(1.2)  # longer than a thread is waited for that is left behind
-        return write(file, content, position)
-
-    monkeypatch.setattr(os, "pwrite", slow)
-    store.repository("tiny").write_blob(BLOB, Far().blob())
-    monkeypatch.undo()
-    store.rehash(BLOB)
-
-
-def test_a_disk_that_fails_after_the_hash_has_seen_all_leaves_no_blob(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = os.pwrite
-
-    def broken(file: int, content: bytes, position: int) -> int:
-        if position >= 3 * SEGMENT_SIZE:
-            time.sleep(0.3)
-            raise OSError(5, "Input/output error")
-        return write(file, content, position)
-
-    monkeypatch.setattr(os, "pwrite", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        store.repository("tiny").write_blob(BLOB, Far().blob())
-    assert not store.repository("tiny").has_blob(BLOB)
 
 
 def test_a_small_blob_comes_in_one_stream(store: Store) -> None:
