@@ -16,6 +16,7 @@ from modelpack.gguf_shards import read_headers, whole_header
 from modelpack.oci.reference import FileReference, HubReference, Reference
 from modelpack.quantize import Quantization, parse_quantization
 from modelpack.upstream import UpstreamPlan
+from modelpack.variants import variant_tag
 from modelpack.weights import WeightsOptions, check_options
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _variants(
     tag = reference.tagged.rpartition(":")[2]
     variants = []
     for position, quantization in enumerate(wanted):
-        own = reference.with_tag(f"{tag}-{quantization.name.lower()}")
+        own = reference.with_tag(variant_tag(tag, quantization.name))
         references = (reference.with_tag(tag), own) if position == 0 else (own,)
         size = int(parameters * quantization.bits_per_weight / 8)
         variants.append(Variant(quantization, references, f"{origin.name}-{quantization.name}.gguf", size))

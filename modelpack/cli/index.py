@@ -12,14 +12,13 @@ from modelpack.cli.transfers import jobs_option
 from modelpack.errors import InvalidContentError, InvalidInputError, NotFoundError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
+from modelpack.variants import QUANTIZATION, TAG
 
 if TYPE_CHECKING:
     from modelpack.oci.manifest import Manifest
     from modelpack.oci.target import Source, Target
 
-QUANTIZATION = "dev.modelpack.quantization"
 SIZE = "dev.modelpack.size"
-TAG = "org.opencontainers.image.ref.name"
 # Which of a variant's own annotations an index repeats, so that a choice needs one small request.
 _REPEATED = (QUANTIZATION, "dev.modelpack.context-length", "dev.modelpack.parameters")
 

@@ -16,13 +16,21 @@ from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.formats import Model
+    from modelpack.lockfile import Locked
     from modelpack.oci.digest import Digest
+    from modelpack.oci.manifest import Descriptor
+    from modelpack.oci.target import Source
+    from modelpack.policy import Policy
+    from modelpack.signing.keys import PrivateKey
+    from modelpack.store import StoredTag
+    from modelpack.trust import Verdict
 
 
 @command("push")
 @click.argument("reference", metavar="REF")
 @click.option("--sign", "key", metavar="KEY", help="Sign with this private key (a file, or env:NAME) on the way.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Holds the key's password.")
+@click.option("--all-variants", is_flag=True, help="Also what build put beside it: REF-q8_0 and the like.")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 @jobs_option
 @limit_rate_option
@@ -31,6 +39,7 @@ def push(
     reference: str,
     key: str | None,
     password_file: Path | None,
+    all_variants: bool,
     plain_http: bool,
     jobs: int,
     limit_rate: int | None,
@@ -39,11 +48,8 @@ def push(
 
     --sign also attests the provenance and the bill of materials of what was built here.
     """
-    from modelpack import transfer
     from modelpack.cli.key import load_private_key
-    from modelpack.cli.places import open_remote
-    from modelpack.evidence.record import attest_build
-    from modelpack.signing import signature
+    from modelpack.variants import stored_variants
 
     private = load_private_key(app, key, password_file) if key is not None else None
     stored = app.store.find(Reference.parse(reference))
@@ -51,8 +57,29 @@ def push(
         raise InvalidInputError(
             f"{stored.reference} names no registry: modelpack tag it registry.example.com/... first"
         )
+    if all_variants and stored.reference.digest:
+        raise InvalidInputError("--all-variants goes by tags: name one, not a digest")
+    chosen = [*(stored_variants(app.store, stored) if all_variants else ()), stored]
+    # The tag that was named moves last.
+    *variants, document = [
+        _push(app, one, private, plain_http=plain_http, jobs=jobs, rate_limit=limit_rate) for one in chosen
+    ]
+    if all_variants:
+        document["variants"] = variants
+    app.answer(document, "\n".join(one.reference.pinned(one.descriptor.digest) for one in chosen))
+
+
+def _push(
+    app: App, stored: "StoredTag", private: "PrivateKey | None", *, plain_http: bool, jobs: int, rate_limit: int | None
+) -> dict[str, object]:
+    """One artifact into its registry; what there is to say of it."""
+    from modelpack import transfer
+    from modelpack.cli.places import open_remote
+    from modelpack.evidence.record import attest_build
+    from modelpack.signing import signature
+
     local = app.store.repository(stored.reference.name)
-    remote = open_remote(app, stored.reference, plain_http=plain_http, push=True, rate_limit=limit_rate)
+    remote = open_remote(app, stored.reference, plain_http=plain_http, push=True, rate_limit=rate_limit)
     stopwatch = Stopwatch(remote.traffic)
     attested = []
     if private:
@@ -62,7 +89,8 @@ def push(
         attested = attest_build(app.store, local, stored.reference, stored.descriptor, private, now=now)
     tag = None if stored.reference.digest else stored.reference.tagged.rpartition(":")[2]
     result = transfer.copy(local, remote, stored.descriptor, tag=tag, jobs=jobs, progress=app.progress)
-    document = {
+    app.note(stopwatch.sentence("sent", result))
+    return {
         "reference": str(stored.reference),
         "digest": str(result.descriptor.digest),
         "blobs_copied": result.blobs_copied,
@@ -73,8 +101,6 @@ def push(
         "signed_by": private.public.id if private else None,
         "attested": [one.predicate_type for one in attested],
     }
-    app.note(stopwatch.sentence("sent", result))
-    app.answer(document, stored.reference.pinned(result.descriptor.digest))
 
 
 @command("pull")
@@ -84,6 +110,7 @@ def push(
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="The policy file.  [env: MODELPACK_POLICY]")
 @click.option("--insecure-skip-verify", is_flag=True, help="Fetch whatever it is, whoever made it.")
+@click.option("--variant", metavar="TYPE", help="The variant of that quantization: by the index REF, or REF-q8_0.")
 @click.option("--frozen", is_flag=True, help="Fetch the digest that the lock file has, and nothing else.")
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock file for --frozen.  [default: modelpack.lock]")
 @click.option("--allow-rollback", is_flag=True, help="Take what is older than what this tag was before.")
@@ -102,6 +129,7 @@ def pull(
     keys: tuple[Path, ...],
     policy: Path | None,
     insecure_skip_verify: bool,
+    variant: str | None,
     frozen: bool,
     lock: Path | None,
     allow_rollback: bool,
@@ -124,9 +152,9 @@ def pull(
     from modelpack.lockfile import DEFAULT_LOCK, Lock
     from modelpack.policy import Policy
     from modelpack.receipt import Receipt, write_receipt
-    from modelpack.rollback import remember, require_no_rollback
+    from modelpack.rollback import remember
     from modelpack.store.export import check_export, export_files
-    from modelpack.trust import Verdict, check_trust
+    from modelpack.variants import find_variant, require_variant
 
     if insecure_skip_verify and (keys or frozen):
         raise InvalidInputError(f"{'--frozen' if frozen else '--key'} and --insecure-skip-verify contradict each other")
@@ -135,26 +163,27 @@ def pull(
     wanted = Reference.parse(reference)
     rules = load_policy(app, keys, policy, skip=insecure_skip_verify) or Policy.empty()
     now = datetime.now(UTC)
+    if variant:
+        wanted = find_variant(open_remote(app, wanted, plain_http=plain_http), wanted, variant)
     with refusing_download(wanted, rules):
         locked = Lock.load(lock or DEFAULT_LOCK).find(wanted) if frozen else None
     remote = open_remote(app, wanted, plain_http=plain_http, rate_limit=limit_rate)
     stopwatch = Stopwatch(remote.traffic)
     descriptor = remote.resolve(str(locked.digest) if locked else wanted.selector)
-    if insecure_skip_verify:
-        app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
-        verdict = Verdict.skipped(wanted, descriptor, now=now)
-    else:
-        with refusing_download(wanted, rules):
-            if locked:
-                locked.require(wanted, descriptor)
-            verdict = check_trust(remote, wanted, descriptor, rules, now=now, is_locked=frozen)
-            if not (frozen or allow_rollback):
-                require_no_rollback(app.store, wanted, verdict)
-        if verdict.is_verified:
-            app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
-        else:
-            app.progress.warn(f"{wanted} is not verified ({verdict.rule})")
+    verdict = _judge(
+        app,
+        remote,
+        wanted,
+        descriptor,
+        rules,
+        locked,
+        skip=insecure_skip_verify,
+        allow_rollback=allow_rollback,
+        now=now,
+    )
     _, model = catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
+    if variant:
+        require_variant(model, wanted, variant)
     if output:
         # What lies in the way is known before anything is fetched.
         check_export(app.store.blobs, _files(model), output)
@@ -178,6 +207,39 @@ def pull(
     app.note(stopwatch.sentence("received", result))
     app.answer(document, f"{wanted.tagged if tag else wanted.name}@{descriptor.digest}")
     app.hint(f"next: modelpack run {wanted} 'Hello!'")
+
+
+def _judge(
+    app: App,
+    remote: "Source",
+    wanted: Reference,
+    descriptor: "Descriptor",
+    rules: "Policy",
+    locked: "Locked | None",
+    *,
+    skip: bool,
+    allow_rollback: bool,
+    now: datetime,
+) -> "Verdict":
+    """What the policy says of it, before anything large moves. Raises UntrustedError."""
+    from modelpack.cli.refusal import refusing_download
+    from modelpack.rollback import require_no_rollback
+    from modelpack.trust import Verdict, check_trust
+
+    if skip:
+        app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
+        return Verdict.skipped(wanted, descriptor, now=now)
+    with refusing_download(wanted, rules):
+        if locked:
+            locked.require(wanted, descriptor)
+        verdict = check_trust(remote, wanted, descriptor, rules, now=now, is_locked=locked is not None)
+        if not (locked or allow_rollback):
+            require_no_rollback(app.store, wanted, verdict)
+    if verdict.is_verified:
+        app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
+    else:
+        app.progress.warn(f"{wanted} is not verified ({verdict.rule})")
+    return verdict
 
 
 def _files(model: "Model") -> "dict[str, Digest]":

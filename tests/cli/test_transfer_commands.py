@@ -10,6 +10,7 @@ import pytest
 from fakes.artifacts import put_cncf_model
 from fakes.registry import FakeRegistry
 from fakes.registry_flavours import DISTRIBUTION_2
+from tests_data import TINY_LLAMA
 
 from modelpack.oci.digest import Digest
 from modelpack.store import Store
@@ -172,3 +173,48 @@ def test_trusted_realms_is_a_setting(modelpack: Command, home: Path) -> None:
     result = modelpack("list", "--json")
     assert result.code == 2
     assert "trusted_realms is not a list of hosts" in json.loads(result.stdout)["error"]["message"]
+
+
+@pytest.fixture
+def variants(modelpack: Command, fake: FakeRegistry, tmp_path: Path) -> str:
+    """Two variants in the store and the registry, and in the store a tag that only looks like a third."""
+    reference, here = f"{fake.address}/team/variants:v1", ("--store", tmp_path / "author")
+    built = modelpack("build", TINY_LLAMA, "-t", reference, "--quant", "Q8_0", "--quant", "Q4_0", *here)
+    assert built.code == 0, built.stderr
+    modelpack("tag", reference, f"{reference}-draft", *here)
+    pushed = modelpack("push", reference, "--all-variants", *here, "--json").json("push")
+    assert [one["reference"] for one in pushed["variants"]] == [f"{reference}-q4_0", f"{reference}-q8_0"]
+    assert pushed["reference"] == reference
+    return reference
+
+
+def test_all_variants_are_pushed_and_one_is_pulled_by_its_quantization(
+    modelpack: Command, fake: FakeRegistry, variants: str
+) -> None:
+    assert {tag for _, tag in fake.tags} == {"v1", "v1-q4_0", "v1-q8_0"}
+
+    answer = pull(modelpack, variants, "--variant", "q4_0", "--json").json("pull")
+
+    assert answer["reference"] == f"{variants}-q4_0"
+    missing = pull(modelpack, variants, "--variant", "Q2_K")
+    assert missing.code == 3
+    assert "v1-q2_k" in missing.stderr
+
+
+def test_a_variant_is_pulled_by_the_index_that_lists_it_and_only_if_it_is_what_it_is_called(
+    modelpack: Command, fake: FakeRegistry, variants: str
+) -> None:
+    index = variants.replace(":v1", ":index")
+    listed = [f"{variants}-q8_0", f"{variants}-q4_0"]
+    assert modelpack("index", "create", index, *listed, "--remote").code == 0
+
+    answer = pull(modelpack, index, "--variant", "Q4_0", "--json").json("pull")
+    unknown = pull(modelpack, index, "--variant", "Q2_K")
+    repository = "team/variants"
+    fake.tags[repository, "v1-q4_0"] = fake.tags[repository, "v1-q8_0"]
+    moved = pull(modelpack, index, "--variant", "Q4_0")
+
+    assert answer["reference"] == f"{variants}-q4_0"
+    assert "it lists: Q4_0, Q8_0" in unknown.stderr
+    assert moved.code == 6
+    assert "is Q8_0, not Q4_0" in moved.stderr
