@@ -216,5 +216,5 @@ def test_a_variant_is_pulled_by_the_index_that_lists_it_and_only_if_it_is_what_i
 
     assert answer["reference"] == f"{variants}-q4_0"
     assert "it lists: Q4_0, Q8_0" in unknown.stderr
-    assert moved.code == 6
+    assert moved.code == 1
     assert "is Q8_0, not Q4_0" in moved.stderr
