@@ -146,6 +146,7 @@ def test_it_asks_with_its_own_credentials(kept: Store, tmp_path: Path) -> None:
         alice = FixedCredentials(Credential("alice", "s3cret-canary"))
         with before(closed, kept, credentials=alice) as proxy:
             pull(proxy, Store.open(tmp_path / "one"))
+        assert closed.count("GET", "/blobs/") > 0
 
 
 def test_wrong_bytes_from_upstream_are_never_kept(far: FakeRegistry, kept: Store) -> None:
