@@ -12,6 +12,7 @@ from modelpack.oci.manifest import Descriptor
 from modelpack.oci.reference import Reference
 
 if TYPE_CHECKING:
+    from modelpack.lockfile import Locked
     from modelpack.oci.target import Source
     from modelpack.policy import Policy
     from modelpack.trust import Verdict
@@ -40,8 +41,18 @@ class Judge:
             raise InvalidInputError("--key and --insecure-skip-verify contradict each other")
         return cls(load_policy(app, keys, policy, skip=skip), bool(keys or policy), skip, allow_rollback)
 
-    def judge(self, app: App, source: "Source", reference: Reference, descriptor: Descriptor) -> "Verdict":
-        """Whether it may come in under this name. Reads a few KiB. Raises UntrustedError."""
+    def judge(
+        self,
+        app: App,
+        source: "Source",
+        reference: Reference,
+        descriptor: Descriptor,
+        locked: "Locked | None" = None,
+    ) -> "Verdict":
+        """Whether it may come in under this name. Reads a few KiB. Raises UntrustedError.
+
+        What is in a lock file comes in as that says, however old: keys retired since still count.
+        """
         from modelpack.cli.refusal import refusing_download
         from modelpack.policy import Policy
         from modelpack.rollback import require_no_rollback
@@ -53,8 +64,10 @@ class Judge:
             return Verdict.skipped(reference, descriptor, now=now)
         rules = self.rules or Policy.empty()
         with refusing_download(reference, rules):
-            verdict = check_trust(source, reference, descriptor, rules, now=now)
-            if not self.allow_rollback:
+            if locked:
+                locked.require(reference, descriptor)
+            verdict = check_trust(source, reference, descriptor, rules, now=now, is_locked=locked is not None)
+            if not (locked or self.allow_rollback):
                 require_no_rollback(app.store, reference, verdict)
         if verdict.is_verified:
             app.note(f"{reference}: signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")

@@ -16,14 +16,9 @@ from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
     from modelpack.formats import Model
-    from modelpack.lockfile import Locked
     from modelpack.oci.digest import Digest
-    from modelpack.oci.manifest import Descriptor
-    from modelpack.oci.target import Source
-    from modelpack.policy import Policy
     from modelpack.signing.keys import PrivateKey
     from modelpack.store import StoredTag
-    from modelpack.trust import Verdict
 
 
 @command("push")
@@ -147,7 +142,8 @@ def pull(
     that were retired since it was locked still count.
     """
     from modelpack import catalog, transfer
-    from modelpack.cli.places import load_policy, open_remote
+    from modelpack.cli.judging import Judge
+    from modelpack.cli.places import open_remote
     from modelpack.cli.refusal import refusing_download
     from modelpack.lockfile import DEFAULT_LOCK, Lock
     from modelpack.policy import Policy
@@ -156,31 +152,20 @@ def pull(
     from modelpack.store.export import check_export, export_files
     from modelpack.variants import find_variant, require_variant
 
-    if insecure_skip_verify and (keys or frozen):
-        raise InvalidInputError(f"{'--frozen' if frozen else '--key'} and --insecure-skip-verify contradict each other")
+    if insecure_skip_verify and frozen:
+        raise InvalidInputError("--frozen and --insecure-skip-verify contradict each other")
     if lock and not frozen:
         raise InvalidInputError("--lock names the lock file of --frozen")
     wanted = Reference.parse(reference)
-    rules = load_policy(app, keys, policy, skip=insecure_skip_verify) or Policy.empty()
-    now = datetime.now(UTC)
+    judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
     if variant:
         wanted = find_variant(open_remote(app, wanted, plain_http=plain_http), wanted, variant)
-    with refusing_download(wanted, rules):
+    with refusing_download(wanted, judge.rules or Policy.empty()):
         locked = Lock.load(lock or DEFAULT_LOCK).find(wanted) if frozen else None
     remote = open_remote(app, wanted, plain_http=plain_http, rate_limit=limit_rate)
     stopwatch = Stopwatch(remote.traffic)
     descriptor = remote.resolve(str(locked.digest) if locked else wanted.selector)
-    verdict = _judge(
-        app,
-        remote,
-        wanted,
-        descriptor,
-        rules,
-        locked,
-        skip=insecure_skip_verify,
-        allow_rollback=allow_rollback,
-        now=now,
-    )
+    verdict = judge.judge(app, remote, wanted, descriptor, locked)
     _, model = catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
     if variant:
         require_variant(model, wanted, variant)
@@ -207,39 +192,6 @@ def pull(
     app.note(stopwatch.sentence("received", result))
     app.answer(document, f"{wanted.tagged if tag else wanted.name}@{descriptor.digest}")
     app.hint(f"next: modelpack run {wanted} 'Hello!'")
-
-
-def _judge(
-    app: App,
-    remote: "Source",
-    wanted: Reference,
-    descriptor: "Descriptor",
-    rules: "Policy",
-    locked: "Locked | None",
-    *,
-    skip: bool,
-    allow_rollback: bool,
-    now: datetime,
-) -> "Verdict":
-    """What the policy says of it, before anything large moves. Raises UntrustedError."""
-    from modelpack.cli.refusal import refusing_download
-    from modelpack.rollback import require_no_rollback
-    from modelpack.trust import Verdict, check_trust
-
-    if skip:
-        app.progress.warn(f"NOT verifying {wanted}: whoever can write to that registry decides what runs here")
-        return Verdict.skipped(wanted, descriptor, now=now)
-    with refusing_download(wanted, rules):
-        if locked:
-            locked.require(wanted, descriptor)
-        verdict = check_trust(remote, wanted, descriptor, rules, now=now, is_locked=locked is not None)
-        if not (locked or allow_rollback):
-            require_no_rollback(app.store, wanted, verdict)
-    if verdict.is_verified:
-        app.note(f"signed by {', '.join(signer.name for signer in verdict.signers)}: {verdict.rule}")
-    else:
-        app.progress.warn(f"{wanted} is not verified ({verdict.rule})")
-    return verdict
 
 
 def _files(model: "Model") -> "dict[str, Digest]":
