@@ -7,21 +7,21 @@ in each. Given the first, llama.cpp finds the others beside it.
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from modelpack.atomic_file import disk_errors
 from modelpack.errors import InvalidGGUFError, InvalidInputError
-from modelpack.gguf_header import DEFAULT_ALIGNMENT, GGML_TYPES, MAX_TENSORS, GGUFHeader, TensorInfo, read_header
+from modelpack.gguf_header import DEFAULT_ALIGNMENT, MAX_TENSORS, GGUFHeader, TensorInfo, read_header
+from modelpack.gguf_types import TYPE_IDS
 from modelpack.progress import SILENT, Progress
 
 MAX_SHARDS = 10_000
 COUNT_KEY = "split.count"
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.ASCII)
-_TYPE_IDS: Mapping[str, int] = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 _UINT16, _INT32 = 2, 5
 _CHUNK_SIZE = 4 << 20
 
@@ -179,7 +179,7 @@ def _split_keys(number: int, count: int, tensors: int) -> bytes:
 def _info(tensor: TensorInfo, offset: int) -> bytes:
     dimensions = len(tensor.shape)
     shape = struct.pack(f"<I{dimensions}Q", dimensions, *tensor.shape)
-    return _string(tensor.name) + shape + struct.pack("<IQ", _TYPE_IDS[tensor.type], offset)
+    return _string(tensor.name) + shape + struct.pack("<IQ", TYPE_IDS[tensor.type], offset)
 
 
 def _info_size(tensor: TensorInfo) -> int:

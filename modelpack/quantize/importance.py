@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from modelpack.errors import ConversionError
-from modelpack.gguf_header import FILE_TYPES
+from modelpack.gguf_types import FILE_TYPES
 from modelpack.quantize.layout import Tensor
 from modelpack.quantize.types import TENSOR_TYPE_IDS
 

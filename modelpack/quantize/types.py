@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from modelpack.errors import InvalidInputError, UnknownQuantizationError
-from modelpack.gguf_header import FILE_TYPES, GGML_TYPES
+from modelpack.gguf_types import FILE_TYPES, GGML_TYPES
 
 MAX_PATTERN_LENGTH = 512
 
