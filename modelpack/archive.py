@@ -19,7 +19,6 @@ from modelpack.errors import (
     DigestMismatchError,
     InvalidContentError,
     InvalidInputError,
-    MissingFileError,
     NotFoundError,
 )
 from modelpack.oci.digest import Digest
@@ -27,6 +26,7 @@ from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
 from modelpack.oci.target import BlobStream, OpenBlob
 from modelpack.progress import SILENT, Progress, Step
+from modelpack.regular_file import open_regular
 from modelpack.store import check_space, disk_errors
 from modelpack.store.blobs import CHUNK_SIZE, Blobs
 from modelpack.store.index import Entry, Index, attached_to
@@ -57,7 +57,7 @@ class Archive:
         outside its folder, or holds links and devices; UnsupportedError never: a packed archive is InvalidInputError.
         """
         members: dict[str, tar.Member] = {}
-        with _open(path) as file:
+        with open_regular(path) as file:
             stream = _FileStream(file)
             _refuse_packed(file, path)
             for member in tar.read_members(stream):
@@ -91,7 +91,7 @@ class Archive:
         member = self._members[name]
         if member.size > limit:
             raise InvalidContentError(f"{self.path}: {name} has {member.size} bytes, more than {limit}")
-        with _open(self.path) as file:
+        with open_regular(self.path) as file:
             file.seek(member.offset)
             return file.read(member.size)
 
@@ -123,7 +123,7 @@ class _ArchivedBlobs(Blobs):
         member = self._members.get(_BLOBS + digest.hex)
         if member is None:
             raise NotFoundError(f"no blob {digest} in {self._archive}")
-        with _open(self._archive) as file:
+        with open_regular(self._archive) as file:
             file.seek(member.offset + offset)
             yield _read(file, max(0, member.size - offset))
 
@@ -259,15 +259,6 @@ class _FileStream:
         self.position += amount
         if self.position > self._size:
             raise InvalidContentError("the archive ends too early")
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"no archive {path}") from error
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _refuse_packed(file: BinaryIO, path: Path) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
-from modelpack.errors import InvalidGGUFError, NotFoundError
+from modelpack.errors import InvalidGGUFError
 from modelpack.gguf_types import FILE_TYPES, GGML_TYPES
+from modelpack.regular_file import open_regular
 
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
@@ -130,15 +131,13 @@ def read_header(path: Path) -> GGUFHeader:
     """Read and check the header of a GGUF file.
 
     Time and memory are bounded by the size of the header that is really there, whatever its counts claim.
-    Raises InvalidGGUFError, naming the file and what is wrong with it, and NotFoundError.
+    Raises InvalidGGUFError, naming the file and what is wrong with it, MissingFileError, and InvalidInputError for
+    what is no file.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            return parse_header(file, size, name=path.name)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise NotFoundError(f"no GGUF file at {path}") from error
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return parse_header(file, size, name=path.name)
 
 
 def parse_header(file: BinaryIO, size: int, *, name: str) -> GGUFHeader:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from modelpack.errors import InvalidContentError, NotFoundError
+from modelpack.errors import InvalidContentError
 from modelpack.gguf_header import MAX_TENSORS, GGUFHeader, read_header
+from modelpack.regular_file import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,12 +60,9 @@ class ImportanceMatrix:
 
     @classmethod
     def load(cls, path: Path) -> "ImportanceMatrix":
-        """Raises NotFoundError, and InvalidContentError naming what is wrong."""
-        try:
-            with path.open("rb") as file:
-                is_gguf = file.read(4) == b"GGUF"
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise NotFoundError(f"there is no importance matrix at {path}") from error
+        """Raises MissingFileError, InvalidInputError for what is no file, InvalidContentError naming what is wrong."""
+        with open_regular(path) as file:
+            is_gguf = file.read(4) == b"GGUF"
         matrix = _load_gguf(path) if is_gguf else _Legacy(path).load()
         if not matrix.entries:
             raise InvalidContentError(f"{path.name} is an importance matrix without entries")

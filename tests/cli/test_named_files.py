@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from fakes.artifacts import put_cncf_model
+from tests_data import TINY_LLAMA
 
 from modelpack.store import Store
 
@@ -27,7 +28,7 @@ def fifo(tmp_path):
     return path
 
 
-def test_a_policy_is_a_file_and_nothing_is_waited_for(modelpack, signed, fifo, tmp_path, key_pair):
+def test_what_is_named_is_a_file_and_nothing_is_waited_for(modelpack, signed, fifo, tmp_path, key_pair):
     (tmp_path / "folder").mkdir()
     in_policy = tmp_path / "policy.toml"
     in_policy.write_text('version = 1\n[keys.team]\npath = "fifo"\n')
@@ -52,6 +53,8 @@ def test_a_policy_is_a_file_and_nothing_is_waited_for(modelpack, signed, fifo, t
         ("lock", NAME, "--lock", fifo),
         ("policy", "check", fifo),
         ("key", "info", fifo),
+        ("bundle", "load", fifo),
+        ("build", TINY_LLAMA, "-t", "team/tiny:v1", "--quant", "Q4_K_M", "--imatrix", fifo),
     ):
         result = modelpack(*command)
         assert result.code == 2, (command, result.stderr)

@@ -1,5 +1,6 @@
 """The bounded GGUF reader: good files are described, hostile ones refused, whatever their bytes."""
 
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpack.errors import InvalidGGUFError, NotFoundError
+from modelpack.errors import InvalidGGUFError, InvalidInputError, MissingFileError
 from modelpack.gguf_header import MAX_HEADER, MAX_STRINGS, ArraySummary, read_header
 
 HOSTILE = Path(__file__).parent.parent / "data" / "gguf-hostile"
@@ -168,11 +169,14 @@ def test_a_broken_header_is_refused_with_its_reason(write, content: bytes, reaso
         read_header(write(content))
 
 
-def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
+def test_what_is_no_file_is_told_from_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
         read_header(tmp_path / "nothing.gguf")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(InvalidInputError, match="it is a folder, not a file"):
         read_header(tmp_path)
+    os.mkfifo(tmp_path / "fifo.gguf")
+    with pytest.raises(InvalidInputError, match="it is a pipe, not a file"):
+        read_header(tmp_path / "fifo.gguf")
 
 
 def test_a_large_vocabulary_leaves_memory_flat(write) -> None:
