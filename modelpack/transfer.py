@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelpack.errors import InvalidContentError, NotFoundError
 from modelpack.oci.digest import Digest
@@ -65,7 +65,7 @@ class CopyResult:
     blobs_skipped: int
     bytes_copied: int
     bytes_resumed: int
-    referrers_copied: int
+    referrers_copied: int = 0
     referrers_left: frozenset[Digest] = frozenset()
     """More than anybody who verifies gets to read, too large, or nothing that can be read: not copied."""
 
@@ -132,25 +132,43 @@ def copy(
             progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
         if graph.unreadable:
             progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
-    blobs = graph.blobs()
-    if isinstance(target, LimitedTarget):
-        target.check_limits(blobs)
-    lines = _Lines(jobs)
-    copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
+    result = copy_blobs(source, target, descriptor, graph.blobs(), progress=progress, jobs=jobs)
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
         tagged.merge_layers(target, legacy_tag, manifest)
     if tag is not None:
         target.put_manifest(graph.manifests[descriptor.digest], tag=tag)
+    return replace(
+        result,
+        referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
+        referrers_left=frozenset(graph.left | graph.unreadable),
+    )
+
+
+def copy_blobs(
+    source: Source,
+    target: Target,
+    descriptor: Descriptor,
+    blobs: list[Descriptor],
+    *,
+    progress: Progress = SILENT,
+    jobs: int = DEFAULT_JOBS,
+) -> CopyResult:
+    """Copy blobs of the artifact ``descriptor``, as far as they are missing, and none of its manifests.
+
+    Raises what source and target raise.
+    """
+    if isinstance(target, LimitedTarget):
+        target.check_limits(blobs)
+    lines = _Lines(jobs)
+    copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
     return CopyResult(
         descriptor=descriptor,
         blobs_copied=len(copied),
         blobs_skipped=len(blobs) - len(copied),
         bytes_copied=sum(blob.size for blob in copied),
         bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
-        referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
-        referrers_left=frozenset(graph.left | graph.unreadable),
     )
 
 
