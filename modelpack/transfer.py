@@ -26,6 +26,7 @@ from modelpack.oci.target import (
     RangedSource,
     Source,
     Target,
+    Written,
 )
 from modelpack.progress import SILENT, Going, Progress, TransferStep
 from modelpack.signing import tagged
@@ -57,7 +58,8 @@ _GRACE = 1.0
 @dataclass(frozen=True, slots=True)
 class CopyResult:
     """What a copy did. ``bytes_copied`` counts whole blobs; ``bytes_resumed`` is how much of that did not have to come
-    from the source: an earlier try or another process had brought it, or the target had it elsewhere.
+    from the source: an earlier try or another process had brought it. ``bytes_mounted`` did not have to either: the
+    target had it in another repository.
     """
 
     descriptor: Descriptor
@@ -65,6 +67,7 @@ class CopyResult:
     blobs_skipped: int
     bytes_copied: int
     bytes_resumed: int
+    bytes_mounted: int = 0
     referrers_copied: int = 0
     referrers_left: frozenset[Digest] = frozenset()
     """More than anybody who verifies gets to read, too large, or nothing that can be read: not copied."""
@@ -168,7 +171,8 @@ def copy_blobs(
         blobs_copied=len(copied),
         blobs_skipped=len(blobs) - len(copied),
         bytes_copied=sum(blob.size for blob in copied),
-        bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
+        bytes_resumed=sum(lines.resumed(blob, blob.size) for blob in copied),
+        bytes_mounted=sum(blob.size for blob in copied if lines.is_mounted(blob)),
     )
 
 
@@ -296,6 +300,7 @@ class _Lines:
         self.count = count
         self.cancelled = threading.Event()
         self.bytes_read: Counter[Digest] = Counter()
+        self.written: dict[Digest, Written] = {}
         self._open: Counter[Digest] = Counter()
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
@@ -333,8 +338,21 @@ class _Lines:
 
     def going(self, descriptor: Descriptor, done: int, *, retries: int) -> Going:
         with self._lock:
-            read, connections = self.bytes_read[descriptor.digest], self._open[descriptor.digest]
-        return Going(connections, resumed=max(0, done - read), retries=retries)
+            connections = self._open[descriptor.digest]
+        mounted = descriptor.size if self.is_mounted(descriptor) else 0
+        return Going(connections, resumed=self.resumed(descriptor, done), retries=retries, mounted=mounted)
+
+    def is_mounted(self, descriptor: Descriptor) -> bool:
+        written = self.written.get(descriptor.digest)
+        return written is not None and written.is_mounted
+
+    def resumed(self, descriptor: Descriptor, done: int) -> int:
+        """How much of what is there of a blob was brought by an earlier try or another process."""
+        written = self.written.get(descriptor.digest)
+        if written:
+            return written.kept
+        with self._lock:
+            return max(0, done - self.bytes_read[descriptor.digest])
 
     def _counted(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -369,7 +387,10 @@ def _copy_blobs(
                     step.tell(lines.going(descriptor, done, retries=sum(place.retries for place in patient)))
                 step.advance(amount)
 
-            target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            written = target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            if written:
+                lines.written[descriptor.digest] = written
+                advance(descriptor.size - done)
         return True
 
     # The largest first: the small ones fill the gaps at the end.

@@ -49,6 +49,7 @@ class Stopwatch:
             "bytes_sent": self._traffic.bytes_sent,
             "bytes_received": self._traffic.bytes_received,
             "bytes_resumed": result.bytes_resumed,
+            "bytes_mounted": result.bytes_mounted,
             "retries": self._traffic.retries,
             "seconds": round(time.monotonic() - self._begun, 3),
         }
@@ -58,6 +59,8 @@ class Stopwatch:
         text = f"{verb} {human_size(result.bytes_copied)}; {result.blobs_skipped} blobs were there already"
         if result.bytes_resumed:
             text += f", {human_size(result.bytes_resumed)} of the others too"
+        if result.bytes_mounted:
+            text += f"; {human_size(result.bytes_mounted)} mounted from another repository"
         if self._traffic.retries:
             text += f"; tried again {self._traffic.retries} times"
         return text

@@ -7,7 +7,7 @@ from modelpack.errors import MalformedReferenceError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import BlobStream, OpenBlob
+from modelpack.oci.target import BlobStream, OpenBlob, Written
 from modelpack.registry import blobs, manifests, referrers, uploads
 from modelpack.registry.address import DOCKER_HUB, DOCKER_HUB_NAMES, locate
 from modelpack.registry.auth import Authorizer
@@ -130,10 +130,10 @@ class Repository:
 
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
-    ) -> None:
+    ) -> Written | None:
         """Mount the blob from where it may be already, else upload it; see ``uploads.write``."""
         candidates = self._mount_from(descriptor.digest)
-        uploads.write(self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
+        return uploads.write(self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
         """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""

@@ -23,7 +23,7 @@ from modelpack.errors import (
     RegistryUnavailableError,
 )
 from modelpack.oci.manifest import Descriptor
-from modelpack.oci.target import OpenBlob
+from modelpack.oci.target import OpenBlob, Written
 from modelpack.registry.address import stay_at
 from modelpack.registry.blobs import exists, name
 from modelpack.registry.endpoint import Endpoint
@@ -59,12 +59,12 @@ def write(
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
     candidates: Sequence[str] = (),
-) -> None:
+) -> Written | None:
     """Store a blob whose digest is known. Callers that expect it to be there ask ``exists`` first.
 
     ``candidates`` are repositories of the same registry that may have it. What streams is hashed on its way, and the
-    last piece is held back until all of it is right. ``on_bytes`` hears of each byte once, however often it was sent.
-    Raises DigestMismatchError, RegistryRefusedError.
+    last piece is held back until all of it is right. ``on_bytes`` hears of each byte once, however often it was sent,
+    and of none of a blob that was mounted. Raises DigestMismatchError, RegistryRefusedError.
     """
     reported = 0
 
@@ -75,9 +75,11 @@ def write(
             reported = sent
 
     is_mounted, upload = _mount(endpoint, descriptor, candidates)
-    if not is_mounted:
-        _upload(endpoint, descriptor, open_blob, upload, report)
+    if is_mounted:
+        return Written(is_mounted=True)
+    _upload(endpoint, descriptor, open_blob, upload, report)
     report(descriptor.size)
+    return None
 
 
 def _mount(endpoint: Endpoint, descriptor: Descriptor, candidates: Sequence[str]) -> tuple[bool, _Upload | None]:
