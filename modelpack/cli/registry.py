@@ -43,7 +43,8 @@ def push(
 ) -> None:
     """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last.
 
-    --sign also attests the provenance and the bill of materials of what was built here.
+    --sign also attests the provenance and the bill of materials of what was built here. An interrupted push sends no
+    file again that arrived, and of the one on its way only what the registry lacks, if it can tell.
     """
     from modelpack.cli.key import load_private_key
     from modelpack.variants import stored_variants

@@ -19,6 +19,7 @@ from modelpack.registry.profiles import Profile, profile_of
 from modelpack.registry.retry import Retries
 from modelpack.registry.session import Session
 from modelpack.registry.traffic import Traffic
+from modelpack.registry.uploads import Remember
 
 MountFrom = Callable[[Digest], Sequence[str]]
 """Repositories of the same registry that may hold a blob already, the likeliest first."""
@@ -60,11 +61,21 @@ class Registry:
         self.session = session
         self._authorizer = authorizer
 
-    def repository(self, name: str, *, push: bool = False, mount_from: MountFrom = lambda _: ()) -> "Repository":
-        """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token."""
+    def repository(
+        self,
+        name: str,
+        *,
+        push: bool = False,
+        mount_from: MountFrom = lambda _: (),
+        remember: Remember = uploads.forgetful,
+    ) -> "Repository":
+        """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token.
+
+        ``remember`` keeps where uploads of large blobs stand, for another process to go on with.
+        """
         if self.name == DOCKER_HUB and "/" not in name:
             name = f"library/{name}"
-        return Repository(Endpoint(self.session, name, push=push), mount_from=mount_from)
+        return Repository(Endpoint(self.session, name, push=push), mount_from=mount_from, remember=remember)
 
     @property
     def traffic(self) -> Traffic:
@@ -89,9 +100,11 @@ class Registry:
 class Repository:
     """One repository; a Target, RangedSource, LimitedTarget and PatientPlace. Safe to use from several threads."""
 
-    def __init__(self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: ()) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: (), remember: Remember = uploads.forgetful
+    ) -> None:
         self.endpoint = endpoint
-        self._mount_from = mount_from
+        self._mount_from, self._remember = mount_from, remember
         self.name = endpoint.full_name
 
     @property
@@ -133,7 +146,9 @@ class Repository:
     ) -> Written | None:
         """Mount the blob from where it may be already, else upload it; see ``uploads.write``."""
         candidates = self._mount_from(descriptor.digest)
-        return uploads.write(self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
+        return uploads.write(
+            self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates, remember=self._remember
+        )
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
         """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""

@@ -50,6 +50,7 @@ from modelpack.store.layout import INDEX_FILE, LAYOUT, LAYOUT_FILE, check_layout
 from modelpack.store.leases import Lease, held_digests
 from modelpack.store.memory import Memory
 from modelpack.store.notes import Notes
+from modelpack.store.pushes import PushNote, push_note
 from modelpack.store.repository import StoreRepository
 from modelpack.store.usage import Usage, measure
 
@@ -238,6 +239,10 @@ class Store:
         finally:
             os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def push_note(self, name: str) -> contextlib.AbstractContextManager[PushNote | None]:
+        """What is known of an upload to a registry; the contract is that of ``pushes.push_note``."""
+        return push_note(self.partials, name)
 
     def tag(self, source: Reference, target: Reference) -> StoredTag:
         """Give what ``source`` names another name; in another repository, with all that belongs to it there.
