@@ -326,6 +326,7 @@ def serve(
     With --proxy it stands before another registry, asked with your credentials for it: whoever may pull here may pull
     all that you may pull there. Each blob is fetched once, however many ask for it, and is verified before it is kept.
     A tag is looked up there each time; when nobody answers there, what it was is served, and the log says so.
+    modelpack prune --cached 30d frees what nobody has asked for in that time.
 
     \b
     modelpack registry serve --port 5000
