@@ -3,6 +3,7 @@
 import math
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -54,7 +55,9 @@ class Response:
     @property
     def content_length(self) -> int | None:
         text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+        if not (text.isascii() and text.isdigit()):
+            return None
+        return int(text) if len(text) < 19 else sys.maxsize
 
     def header_lines(self, name: str) -> list[str]:
         """Every line of a header that may be repeated."""
@@ -103,15 +106,20 @@ class Response:
         """
         if self._body is not None:
             return self._body
+        if (self.content_length or 0) > limit:
+            raise self._too_long(limit)
         content = bytearray()
         deadline = math.inf if self._traffic.is_limited else time.monotonic() + self._whole_timeout
         for chunk in self.chunks():
             content += chunk
             if len(content) > limit:
-                raise InvalidContentError(f"{Origin.of(self.url)} answers with more than {limit} bytes")
+                raise self._too_long(limit)
             if time.monotonic() > deadline:
                 raise RegistryUnavailableError(f"{Origin.of(self.url)} does not come to the end of its answer")
         return bytes(content)
+
+    def _too_long(self, limit: int) -> InvalidContentError:
+        return InvalidContentError(f"{Origin.of(self.url)} answers with more than {limit} bytes")
 
     def excerpt(self, limit: int = 1 << 16) -> bytes:
         """The beginning of a body that only serves a message: never raises."""

@@ -322,7 +322,13 @@ class _Content(contextlib.ExitStack):
     def body(self) -> Body:
         if self.offset == self._descriptor.size:
             return b""
-        return lambda: self._rest(self.enter_context(self._open_blob(0)))
+
+        def begin() -> Iterator[bytes]:
+            # A redirect, or a token that ended, has it sent again: the source's connection of the first time is free.
+            self.close()
+            return self._rest(self.enter_context(self._open_blob(0)))
+
+        return begin
 
     def _rest(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """What is to be sent. All is read and hashed, what the registry has already too."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes.certificates import make_certificate
 
-from modelpack.errors import ModelpackError, NotFoundError, RegistryUnavailableError
+from modelpack.errors import InvalidContentError, ModelpackError, NotFoundError, RegistryUnavailableError
 from modelpack.registry.client import connect
 from modelpack.registry.network import NetworkSettings
 from modelpack.registry.retry import Retries
@@ -68,7 +68,7 @@ def endless(request: pytest.FixtureRequest) -> Iterator[Endless]:
 
 def asked(address: str, network: NetworkSettings) -> BaseException | None:
     """What came of a question; None where it is still being asked after a while."""
-    registry = connect(address, retries=Retries(attempts=2, sleep=lambda _: None), network=network)
+    registry = connect(address, retries=Retries(attempts=1), network=network)
     outcome: list[BaseException] = []
 
     def ask() -> None:
@@ -117,6 +117,16 @@ def test_a_head_without_an_end_is_not_waited_for(
 
     assert isinstance(outcome, RegistryUnavailableError)
     assert "fell silent" in str(outcome)
+
+
+@pytest.mark.parametrize("digits", [11, 40])
+def test_a_length_that_nobody_needs_is_not_waited_for(digits: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n"
+    with contextlib.closing(Endless(head, b"", 1.0)) as server:
+        outcome = asked(server.address, NetworkSettings())
+
+    assert isinstance(outcome, InvalidContentError)
+    assert "more than" in str(outcome)
 
 
 def test_a_small_body_that_trickles_for_ever_is_given_up() -> None:
