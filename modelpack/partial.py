@@ -63,7 +63,7 @@ def fetch_files(
     manifest: Manifest,
     files: Sequence[ModelFile],
     *,
-    jobs: int = transfer.DEFAULT_JOBS,
+    jobs: int | None = None,
     progress: Progress = SILENT,
 ) -> CopyResult:
     """Copy the blobs of these files of an artifact, and nothing else; an interrupted copy goes on where it was.

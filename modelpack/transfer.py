@@ -26,6 +26,7 @@ from modelpack.oci.target import (
     RangedSource,
     Source,
     Target,
+    ThrottledSource,
     Written,
 )
 from modelpack.progress import SILENT, Going, Progress, TransferStep
@@ -35,7 +36,7 @@ from modelpack.store import Store
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_JOBS = 4
+_JOBS = 4
 
 # cosign's tags beside an artifact (cosign, "Signature Specification": "Storing the signature").
 _LEGACY_SUFFIXES = ("sig", "att")
@@ -114,14 +115,15 @@ def copy(
     tag: str | None,
     referrers: bool = True,
     progress: Progress = SILENT,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int | None = None,
 ) -> CopyResult:
     """Copy an artifact, an index with all it lists, and (with ``referrers``) signatures and all that refers to them.
 
     Of the referrers of one manifest no more than verification reads, 100 signatures and 100 attestations or others, and
     together no more bytes than the artifact has, or 1 GiB; what stays behind is warned of, and named in the result.
     ``tag`` is moved in ``target`` when everything else is there. ``jobs`` is how many blobs, or parts of large ones,
-    are read at a time. Raises what source and target raise, InvalidContentError for a graph without reasonable bounds.
+    are read at a time; where nobody says, 4, or what the source knows to be better. Raises what source and target
+    raise, InvalidContentError for a graph without reasonable bounds.
     """
     graph = _Graph()
     _walk(source, descriptor, graph.manifests, depth=0)
@@ -156,7 +158,7 @@ def copy_blobs(
     blobs: list[Descriptor],
     *,
     progress: Progress = SILENT,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int | None = None,
 ) -> CopyResult:
     """Copy blobs of the artifact ``descriptor``, as far as they are missing, and none of its manifests.
 
@@ -164,7 +166,7 @@ def copy_blobs(
     """
     if isinstance(target, LimitedTarget):
         target.check_limits(blobs)
-    lines = _Lines(jobs)
+    lines = _Lines(jobs or (source.connections if isinstance(source, ThrottledSource) else _JOBS))
     copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
     return CopyResult(
         descriptor=descriptor,

@@ -38,7 +38,7 @@ def push(
     password_file: Path | None,
     all_variants: bool,
     plain_http: bool,
-    jobs: int,
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last.
@@ -68,7 +68,13 @@ def push(
 
 
 def _push(
-    app: App, stored: "StoredTag", private: "PrivateKey | None", *, plain_http: bool, jobs: int, rate_limit: int | None
+    app: App,
+    stored: "StoredTag",
+    private: "PrivateKey | None",
+    *,
+    plain_http: bool,
+    jobs: int | None,
+    rate_limit: int | None,
 ) -> dict[str, object]:
     """One artifact into its registry; what there is to say of it."""
     from modelpack import transfer
@@ -137,7 +143,7 @@ def pull(
     output: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    jobs: int,
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Fetch a model whose signature the policy, or --key, allows.

@@ -32,7 +32,9 @@ limit_rate_option = click.option(
     "--limit-rate", callback=_parse_rate, metavar="RATE", help="Bytes a second over all connections: 500K, 10M."
 )
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Connections that carry content."
+    "--jobs",
+    type=click.IntRange(1, 32),
+    help="Connections that carry content.  [default: 4; 8 from registries that are known to slow each one down]",
 )
 
 

@@ -25,7 +25,6 @@ from modelpack.store.journal import arrived
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 4
 _MAX_INCOMPLETE = 1000
 _BLOCK = 1 << 20
 _LOOK_EVERY = 0.05  # seconds, for what has come of a blob
@@ -169,7 +168,7 @@ class Upstream:
                 RangedBlob(
                     lambda offset: remote.read_blob(descriptor, offset=offset),
                     lambda start, stop: remote.open_range(descriptor, start, stop),
-                    connections=_CONNECTIONS,
+                    connections=remote.connections,
                 ),
             )
             self._keep_complete(here)

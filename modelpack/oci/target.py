@@ -84,6 +84,15 @@ class PatientPlace(Protocol):
 
 
 @runtime_checkable
+class ThrottledSource(Protocol):
+    """A Source that is known to hold each connection back, so that more of them bring more."""
+
+    @property
+    def connections(self) -> int:
+        """How many bring as much as can be had."""
+
+
+@runtime_checkable
 class LimitedTarget(Protocol):
     """A Target that knows beforehand what it will not take."""
 

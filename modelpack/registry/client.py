@@ -98,7 +98,9 @@ class Registry:
 
 
 class Repository:
-    """One repository; a Target, RangedSource, LimitedTarget and PatientPlace. Safe to use from several threads."""
+    """One repository; a Target, RangedSource, ThrottledSource, LimitedTarget and PatientPlace. Safe to use from several
+    threads.
+    """
 
     def __init__(
         self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: (), remember: Remember = uploads.forgetful
@@ -115,6 +117,10 @@ class Repository:
     @property
     def retries(self) -> int:
         return self.traffic.retries
+
+    @property
+    def connections(self) -> int:
+        return self.endpoint.profile.connections
 
     def resolve(self, selector: str) -> Descriptor:
         return manifests.resolve(self.endpoint, selector)
