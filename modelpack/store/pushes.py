@@ -41,19 +41,23 @@ class PushNote:
     def keep(self, location: str) -> None:
         """The upload goes on there."""
         content = json.dumps({"name": self._name, "location": location, "begun": int(time.time())}).encode()
-        if len(content) <= _MAX_SIZE:
+        # A disk that is full is no reason to stop sending.
+        with contextlib.suppress(OSError):
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, content, 0)
+            if len(content) <= _MAX_SIZE:
+                os.pwrite(self._file, content, 0)
 
     def drop(self) -> None:
         """There is nothing to go on with."""
-        os.ftruncate(self._file, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
 
     def close(self) -> None:
         """Let go of it; what says nothing goes."""
         try:
-            if not os.fstat(self._file).st_size:
-                self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if not os.fstat(self._file).st_size:
+                    self._path.unlink(missing_ok=True)
         finally:
             os.close(self._file)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from modelpack.registry.client import Repository, connect
 from modelpack.registry.profiles import Patch, Profile
 from modelpack.registry.retry import Retries
 from modelpack.store import Store
+from modelpack.store.pushes import PushNote
 
 WEIGHTS = random.Random(21).randbytes(40 << 20)
 DESCRIPTOR = Descriptor.of(WEIGHTS, "application/octet-stream")
@@ -227,6 +228,20 @@ def test_a_note_that_is_no_good_counts_as_none(fake: FakeRegistry, store: Store,
     assert fake.count("GET", "uploads") == 0
     assert sent(fake) == [len(WEIGHTS)]
     assert notes(store.root) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is played by /dev/full")
+def test_a_note_that_cannot_be_written_stops_no_push(fake: FakeRegistry, store: Store) -> None:
+    @contextmanager
+    def remember(name: str) -> Iterator[PushNote]:
+        full = PushNote(store.partials / "nowhere", os.open("/dev/full", os.O_RDWR), name)
+        with closing(full):
+            yield full
+
+    repository = connect(fake.address).repository("me/tiny", push=True, remember=remember)
+    repository.write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
 
 
 def test_an_upload_that_another_process_is_at_is_left_alone(fake: FakeRegistry, store: Store) -> None:
