@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from modelpack.errors import InvalidContentError, NotFoundError
@@ -72,6 +72,8 @@ class CopyResult:
     referrers_copied: int = 0
     referrers_left: frozenset[Digest] = frozenset()
     """More than anybody who verifies gets to read, too large, or nothing that can be read: not copied."""
+    blobs_absent: frozenset[Digest] = frozenset()
+    """What the source does not have of what it lists; only what refers to the artifact needs any of it."""
 
 
 @dataclass(slots=True)
@@ -98,6 +100,23 @@ class _Graph:
         self.room -= size
         self.manifest_room -= manifest_size
         return True
+
+    def expendable(self) -> set[Digest]:
+        """The blobs that only what refers to the artifact needs."""
+        needed = {blob.digest for manifest in self.manifests.values() for blob in manifest.blobs}
+        return {blob.digest for blob in self.blobs()} - needed
+
+    def leave_incomplete(self, absent: Set[Digest]) -> None:
+        """What needs a blob that is nowhere stays behind: anybody may attach something and take a part of it away."""
+        for digest, manifest in list(self.referrers.items()):
+            needed = {one.digest for one in (*manifest.blobs, *manifest.manifests)}
+            if needed & (absent | self.unreadable):
+                self.unreadable.add(digest)
+                del self.referrers[digest]
+        for tag, manifest in list(self.legacy_tags.items()):
+            if {blob.digest for blob in manifest.blobs} & absent:
+                self.unreadable.add(manifest.digest)
+                del self.legacy_tags[tag]
 
     def blobs(self) -> list[Descriptor]:
         unique: dict[Digest, Descriptor] = {}
@@ -132,12 +151,14 @@ def copy(
         for digest in list(graph.manifests):
             _walk_referrers(source, digest, graph, depth=0)
             _find_legacy_tags(source, target, digest, graph)
-
-        if graph.left:
-            progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
-        if graph.unreadable:
-            progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
-    result = copy_blobs(source, target, descriptor, graph.blobs(), progress=progress, jobs=jobs)
+    result = copy_blobs(
+        source, target, descriptor, graph.blobs(), expendable=graph.expendable(), progress=progress, jobs=jobs
+    )
+    graph.leave_incomplete(result.blobs_absent)
+    if graph.left:
+        progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
+    if graph.unreadable:
+        progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
@@ -157,21 +178,23 @@ def copy_blobs(
     descriptor: Descriptor,
     blobs: list[Descriptor],
     *,
+    expendable: Set[Digest] = frozenset(),
     progress: Progress = SILENT,
     jobs: int | None = None,
 ) -> CopyResult:
     """Copy blobs of the artifact ``descriptor``, as far as they are missing, and none of its manifests.
 
-    Raises what source and target raise.
+    The source may lack those that are ``expendable``. Raises what source and target raise.
     """
     if isinstance(target, LimitedTarget):
         target.check_limits(blobs)
     lines = _Lines(jobs or (source.connections if isinstance(source, ThrottledSource) else _JOBS))
-    copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
+    copied = _copy_blobs(source, target, blobs, expendable=expendable, progress=progress, lines=lines)
     return CopyResult(
         descriptor=descriptor,
         blobs_copied=len(copied),
-        blobs_skipped=len(blobs) - len(copied),
+        blobs_skipped=len(blobs) - len(copied) - len(lines.absent),
+        blobs_absent=frozenset(lines.absent),
         bytes_copied=sum(blob.size for blob in copied),
         bytes_resumed=sum(lines.resumed(blob, blob.size) for blob in copied),
         bytes_mounted=sum(blob.size for blob in copied if lines.is_mounted(blob)),
@@ -306,6 +329,7 @@ class _Lines:
         self.cancelled = threading.Event()
         self.bytes_read: Counter[Digest] = Counter()
         self.written: dict[Digest, Written] = {}
+        self.absent: set[Digest] = set()
         self._open: Counter[Digest] = Counter()
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
@@ -371,7 +395,13 @@ class _Lines:
 
 
 def _copy_blobs(
-    source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, lines: _Lines
+    source: Source,
+    target: Target,
+    blobs: list[Descriptor],
+    *,
+    expendable: Set[Digest],
+    progress: Progress,
+    lines: _Lines,
 ) -> list[Descriptor]:
     """Copy what is missing; returns what was copied. Raises the first failure."""
     patient = [place for place in (source, target) if isinstance(place, PatientPlace)]
@@ -392,7 +422,13 @@ def _copy_blobs(
                     step.tell(lines.going(descriptor, done, retries=sum(place.retries for place in patient)))
                 step.advance(amount)
 
-            written = target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            try:
+                written = target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            except NotFoundError:
+                if descriptor.digest not in expendable:
+                    raise
+                lines.absent.add(descriptor.digest)
+                return False
             if written:
                 lines.written[descriptor.digest] = written
                 advance(descriptor.size - done)

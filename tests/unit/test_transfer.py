@@ -520,6 +520,28 @@ def test_what_hangs_on_what_hangs_on_it_without_end_is_left_behind(here: FakeReg
     assert "v1" in target.list_tags()
 
 
+def test_what_was_attached_and_then_taken_apart_is_left_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", b"weights", tag="v1")
+    sound = here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    apart = here.add_artifact("me/tiny", b"gone", b"signature", subject=model.descriptor)
+    legacy = f"sha256-{model.digest.hex}.sig"
+    here.add_artifact("me/tiny", b"gone too", tag=legacy)
+    for content in (b"gone", b"gone too"):
+        del here.blobs[str(Digest.of(content))]
+    source, target = open_repository(here), open_repository(there)
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1")
+
+    assert [one.digest for one in target.list_referrers(model.digest)] == [sound.digest]
+    assert apart.digest in result.referrers_left
+    assert result.blobs_absent >= {Digest.of(b"gone")}
+    assert "v1" in target.list_tags()
+
+    del here.blobs[str(Digest.of(b"weights"))], there.blobs[str(Digest.of(b"weights"))]
+    with pytest.raises(NotFoundError):
+        copy(source, target, source.resolve("v1"), tag="v1")
+
+
 class Heard:
     """What a progress bar would have been told."""
 
