@@ -5,15 +5,15 @@ only manifests, each a few KiB, are held.
 """
 
 import contextlib
-import logging
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 
-from modelpack.errors import InvalidContentError, NotFoundError
+from modelpack.artifact_graph import read_graph
+from modelpack.errors import NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
@@ -31,26 +31,11 @@ from modelpack.oci.target import (
 )
 from modelpack.progress import SILENT, Going, Progress, TransferStep
 from modelpack.signing import tagged
-from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
-
-logger = logging.getLogger(__name__)
 
 _JOBS = 4
 
-# cosign's tags beside an artifact (cosign, "Signature Specification": "Storing the signature").
-_LEGACY_SUFFIXES = ("sig", "att")
 _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
-
-# Bounds on what a hostile registry can make us fetch (cosign GHSA-88jx-383q-w4qc and others were endless lists).
-_MAX_DEPTH = 6
-_MAX_MANIFESTS = 5_000
-_MAX_MANIFESTS_SIZE = 128 << 20  # all of them are in memory at once
-
-# What refers to an artifact is anybody's to write, and it is copied before it is judged, or without ever being: it may
-# weigh as much as the artifact, or this.
-_MAX_REFERRERS_SIZE = 1 << 30
-_MAX_REFERRER_MANIFESTS_SIZE = 32 << 20
 
 # How long the other blobs of a failed copy may take to put down what they hold, in seconds.
 _GRACE = 1.0
@@ -76,56 +61,6 @@ class CopyResult:
     """What the source does not have of what it lists; only what refers to the artifact needs any of it."""
 
 
-@dataclass(slots=True)
-class _Graph:
-    """What to copy, each once: manifests in an order in which every one comes after those that it names."""
-
-    manifests: dict[Digest, Manifest] = field(default_factory=dict)
-    referrers: dict[Digest, Manifest] = field(default_factory=dict)
-    legacy_tags: dict[str, Manifest] = field(default_factory=dict)
-    left: set[Digest] = field(default_factory=set)
-    unreadable: set[Digest] = field(default_factory=set)
-    """Referrers that are no manifests, or name some that are none."""
-    room: int = 0
-    """How many bytes more the referrers may have."""
-    manifest_room: int = _MAX_REFERRER_MANIFESTS_SIZE
-    """How many bytes more their manifests may have, which are in memory."""
-
-    def make_room(self, manifests: Mapping[Digest, Manifest]) -> bool:
-        """Whether these, which nobody has judged, may come along."""
-        manifest_size = sum(len(one.raw) for one in manifests.values())
-        size = manifest_size + sum(blob.size for one in manifests.values() for blob in one.blobs)
-        if size > self.room or manifest_size > self.manifest_room:
-            return False
-        self.room -= size
-        self.manifest_room -= manifest_size
-        return True
-
-    def expendable(self) -> set[Digest]:
-        """The blobs that only what refers to the artifact needs."""
-        needed = {blob.digest for manifest in self.manifests.values() for blob in manifest.blobs}
-        return {blob.digest for blob in self.blobs()} - needed
-
-    def leave_incomplete(self, absent: Set[Digest]) -> None:
-        """What needs a blob that is nowhere stays behind: anybody may attach something and take a part of it away."""
-        for digest, manifest in list(self.referrers.items()):
-            needed = {one.digest for one in (*manifest.blobs, *manifest.manifests)}
-            if needed & (absent | self.unreadable):
-                self.unreadable.add(digest)
-                del self.referrers[digest]
-        for tag, manifest in list(self.legacy_tags.items()):
-            if {blob.digest for blob in manifest.blobs} & absent:
-                self.unreadable.add(manifest.digest)
-                del self.legacy_tags[tag]
-
-    def blobs(self) -> list[Descriptor]:
-        unique: dict[Digest, Descriptor] = {}
-        for manifest in (*self.manifests.values(), *self.referrers.values(), *self.legacy_tags.values()):
-            for descriptor in manifest.blobs:
-                unique.setdefault(descriptor.digest, descriptor)
-        return list(unique.values())
-
-
 def copy(
     source: Source,
     target: Target,
@@ -144,13 +79,7 @@ def copy(
     are read at a time; where nobody says, 4, or what the source knows to be better. Raises what source and target
     raise, InvalidContentError for a graph without reasonable bounds.
     """
-    graph = _Graph()
-    _walk(source, descriptor, graph.manifests, depth=0)
-    if referrers:
-        graph.room = max(_MAX_REFERRERS_SIZE, sum(blob.size for blob in graph.blobs()))
-        for digest in list(graph.manifests):
-            _walk_referrers(source, digest, graph, depth=0)
-            _find_legacy_tags(source, target, digest, graph)
+    graph = read_graph(source, target, descriptor, referrers=referrers)
     result = copy_blobs(
         source, target, descriptor, graph.blobs(), expendable=graph.expendable(), progress=progress, jobs=jobs
     )
@@ -234,87 +163,11 @@ def _note_blobs(store: Store, other: Reference, ours: Reference, found: dict[Dig
                 names.append(other.repository)
 
 
-def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest], *, depth: int) -> Manifest:
-    if descriptor.digest in found:
-        return found[descriptor.digest]
-    _check_bounds(len(found), depth)
-    manifest = source.fetch_manifest(descriptor)
-    if sum(len(one.raw) for one in found.values()) + len(manifest.raw) > _MAX_MANIFESTS_SIZE:
-        raise InvalidContentError(f"the manifests of the artifact have more than {_MAX_MANIFESTS_SIZE} bytes")
-    for child in manifest.manifests:
-        _walk(source, child, found, depth=depth + 1)
-    found[descriptor.digest] = manifest
-    return manifest
-
-
-def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: int) -> None:
-    advertised = source.list_referrers(subject)
-    wanted = worth_copying(advertised)
-    graph.left |= {claimed.digest for claimed in advertised} - {claimed.digest for claimed in wanted}
-    for claimed in wanted:
-        if claimed.digest in graph.referrers or claimed.digest in graph.manifests:
-            continue
-        if depth > _MAX_DEPTH or len(graph.referrers) >= _MAX_MANIFESTS:
-            # As anybody may attach anything to anything, what goes on and on is no reason to fail either.
-            graph.left.add(claimed.digest)
-            continue
-        try:
-            manifest = source.fetch_manifest(claimed)
-        except NotFoundError:
-            # The fallback tag outlives what it lists when somebody deletes with another tool.
-            logger.info("referrer %s of %s is listed but gone", claimed.digest, subject)
-            continue
-        except InvalidContentError as error:
-            # Anybody may attach anything, and nobody's copy shall fail for it.
-            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
-            graph.unreadable.add(claimed.digest)
-            continue
-        if manifest.subject is None or manifest.subject.digest != subject:
-            logger.warning("%s is listed as a referrer of %s, but is none: left behind", claimed.digest, subject)
-            continue
-        found: dict[Digest, Manifest] = {}
-        try:
-            for child in manifest.manifests:
-                _walk(source, child, found, depth=depth + 1)
-        except (NotFoundError, InvalidContentError) as error:
-            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
-            graph.unreadable.add(claimed.digest)
-            continue
-        found[claimed.digest] = manifest
-        if graph.make_room(found):
-            graph.referrers |= found
-        else:
-            graph.left.add(claimed.digest)
-            continue
-        _walk_referrers(source, claimed.digest, graph, depth=depth + 1)
-
-
-def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _Graph) -> None:
-    for suffix in _LEGACY_SUFFIXES:
-        tag = f"sha256-{subject.hex}.{suffix}"
-        manifest = tagged.mergeable_manifest(source, tag)
-        if manifest is None:
-            continue
-        # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
-        if tagged.missing_layers(manifest, tagged.mergeable_manifest(target, tag)):
-            if graph.make_room({manifest.digest: manifest}):
-                graph.legacy_tags[tag] = manifest
-            else:
-                graph.left.add(manifest.digest)
-
-
 def _fetch_if_present(source: Source, tag: str) -> Manifest | None:
     try:
         return source.fetch_manifest(source.resolve(tag))
     except NotFoundError:
         return None
-
-
-def _check_bounds(count: int, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise InvalidContentError(f"the artifact is nested deeper than {_MAX_DEPTH}")
-    if count >= _MAX_MANIFESTS:
-        raise InvalidContentError(f"the artifact has more than {_MAX_MANIFESTS} manifests")
 
 
 class _CancelledError(Exception):
