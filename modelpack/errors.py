@@ -94,7 +94,7 @@ class NotFoundError(ModelpackError):
 
 
 class MissingFileError(NotFoundError):
-    """A file or folder of this machine, named by a person."""
+    """A file or folder of this machine, or a file of a model, named by a person."""
 
 
 class AccessDeniedError(ModelpackError):

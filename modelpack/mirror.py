@@ -25,7 +25,7 @@ def mirror(
     descriptor: Descriptor,
     *,
     tag: str | None,
-    jobs: int = transfer.DEFAULT_JOBS,
+    jobs: int | None = None,
     progress: Progress = SILENT,
     approve: Callable[[Source], None] | None = None,
 ) -> CopyResult:

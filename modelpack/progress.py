@@ -24,9 +24,11 @@ class Going:
 
     connections: int
     resumed: int
-    """Bytes of this blob that did not have to come: an earlier try, another process or another repository had them."""
+    """Bytes of this blob that did not have to come: an earlier try or another process had brought them."""
     retries: int
     """Requests of all blobs that were tried again."""
+    mounted: int = 0
+    """Bytes of this blob that did not have to come: another repository of the registry had them."""
 
 
 @runtime_checkable
@@ -34,7 +36,7 @@ class TransferStep(Protocol):
     """A Step that wants to know how its transfer goes."""
 
     def tell(self, going: Going) -> None:
-        """Called before each ``advance``."""
+        """Called before each ``advance``, and when all is there."""
 
 
 class Progress(Protocol):

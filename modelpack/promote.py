@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from modelpack import transfer
 from modelpack.errors import InvalidInputError, NotFoundError, PolicyRefusedError, UntrustedError
 from modelpack.evidence.predicates import NAMES, TEST_RESULT, predicate_type
 from modelpack.mirror import mirror
@@ -71,7 +70,7 @@ def promote(
     now: datetime,
     wanted: Sequence[Wanted] = (),
     dry_run: bool = False,
-    jobs: int = transfer.DEFAULT_JOBS,
+    jobs: int | None = None,
     progress: Progress = SILENT,
 ) -> Promotion:
     """Copy an artifact with all that refers to it, and move the tag of ``destination`` when it may be used there.

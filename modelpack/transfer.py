@@ -5,15 +5,15 @@ only manifests, each a few KiB, are held.
 """
 
 import contextlib
-import logging
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 
-from modelpack.errors import InvalidContentError, NotFoundError
+from modelpack.artifact_graph import read_graph
+from modelpack.errors import NotFoundError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
@@ -26,29 +26,16 @@ from modelpack.oci.target import (
     RangedSource,
     Source,
     Target,
+    ThrottledSource,
+    Written,
 )
 from modelpack.progress import SILENT, Going, Progress, TransferStep
 from modelpack.signing import tagged
-from modelpack.signing.signature import worth_copying
 from modelpack.store import Store
 
-logger = logging.getLogger(__name__)
+_JOBS = 4
 
-DEFAULT_JOBS = 4
-
-# cosign's tags beside an artifact (cosign, "Signature Specification": "Storing the signature").
-_LEGACY_SUFFIXES = ("sig", "att")
 _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
-
-# Bounds on what a hostile registry can make us fetch (cosign GHSA-88jx-383q-w4qc and others were endless lists).
-_MAX_DEPTH = 6
-_MAX_MANIFESTS = 5_000
-_MAX_MANIFESTS_SIZE = 128 << 20  # all of them are in memory at once
-
-# What refers to an artifact is anybody's to write, and it is copied before it is judged, or without ever being: it may
-# weigh as much as the artifact, or this.
-_MAX_REFERRERS_SIZE = 1 << 30
-_MAX_REFERRER_MANIFESTS_SIZE = 32 << 20
 
 # How long the other blobs of a failed copy may take to put down what they hold, in seconds.
 _GRACE = 1.0
@@ -57,7 +44,8 @@ _GRACE = 1.0
 @dataclass(frozen=True, slots=True)
 class CopyResult:
     """What a copy did. ``bytes_copied`` counts whole blobs; ``bytes_resumed`` is how much of that did not have to come
-    from the source: an earlier try or another process had brought it, or the target had it elsewhere.
+    from the source: an earlier try or another process had brought it. ``bytes_mounted`` did not have to either: the
+    target had it in another repository.
     """
 
     descriptor: Descriptor
@@ -65,42 +53,12 @@ class CopyResult:
     blobs_skipped: int
     bytes_copied: int
     bytes_resumed: int
-    referrers_copied: int
+    bytes_mounted: int = 0
+    referrers_copied: int = 0
     referrers_left: frozenset[Digest] = frozenset()
     """More than anybody who verifies gets to read, too large, or nothing that can be read: not copied."""
-
-
-@dataclass(slots=True)
-class _Graph:
-    """What to copy, each once: manifests in an order in which every one comes after those that it names."""
-
-    manifests: dict[Digest, Manifest] = field(default_factory=dict)
-    referrers: dict[Digest, Manifest] = field(default_factory=dict)
-    legacy_tags: dict[str, Manifest] = field(default_factory=dict)
-    left: set[Digest] = field(default_factory=set)
-    unreadable: set[Digest] = field(default_factory=set)
-    """Referrers that are no manifests, or name some that are none."""
-    room: int = 0
-    """How many bytes more the referrers may have."""
-    manifest_room: int = _MAX_REFERRER_MANIFESTS_SIZE
-    """How many bytes more their manifests may have, which are in memory."""
-
-    def make_room(self, manifests: Mapping[Digest, Manifest]) -> bool:
-        """Whether these, which nobody has judged, may come along."""
-        manifest_size = sum(len(one.raw) for one in manifests.values())
-        size = manifest_size + sum(blob.size for one in manifests.values() for blob in one.blobs)
-        if size > self.room or manifest_size > self.manifest_room:
-            return False
-        self.room -= size
-        self.manifest_room -= manifest_size
-        return True
-
-    def blobs(self) -> list[Descriptor]:
-        unique: dict[Digest, Descriptor] = {}
-        for manifest in (*self.manifests.values(), *self.referrers.values(), *self.legacy_tags.values()):
-            for descriptor in manifest.blobs:
-                unique.setdefault(descriptor.digest, descriptor)
-        return list(unique.values())
+    blobs_absent: frozenset[Digest] = frozenset()
+    """What the source does not have of what it lists; only what refers to the artifact needs any of it."""
 
 
 def copy(
@@ -111,46 +69,64 @@ def copy(
     tag: str | None,
     referrers: bool = True,
     progress: Progress = SILENT,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int | None = None,
 ) -> CopyResult:
     """Copy an artifact, an index with all it lists, and (with ``referrers``) signatures and all that refers to them.
 
     Of the referrers of one manifest no more than verification reads, 100 signatures and 100 attestations or others, and
     together no more bytes than the artifact has, or 1 GiB; what stays behind is warned of, and named in the result.
     ``tag`` is moved in ``target`` when everything else is there. ``jobs`` is how many blobs, or parts of large ones,
-    are read at a time. Raises what source and target raise, InvalidContentError for a graph without reasonable bounds.
+    are read at a time; where nobody says, 4, or what the source knows to be better. Raises what source and target
+    raise, InvalidContentError for a graph without reasonable bounds.
     """
-    graph = _Graph()
-    _walk(source, descriptor, graph.manifests, depth=0)
-    if referrers:
-        graph.room = max(_MAX_REFERRERS_SIZE, sum(blob.size for blob in graph.blobs()))
-        for digest in list(graph.manifests):
-            _walk_referrers(source, digest, graph, depth=0)
-            _find_legacy_tags(source, target, digest, graph)
-
-        if graph.left:
-            progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
-        if graph.unreadable:
-            progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
-    blobs = graph.blobs()
-    if isinstance(target, LimitedTarget):
-        target.check_limits(blobs)
-    lines = _Lines(jobs)
-    copied = _copy_blobs(source, target, blobs, progress=progress, lines=lines)
+    graph = read_graph(source, target, descriptor, referrers=referrers)
+    result = copy_blobs(
+        source, target, descriptor, graph.blobs(), expendable=graph.expendable(), progress=progress, jobs=jobs
+    )
+    graph.leave_incomplete(result.blobs_absent)
+    if graph.left:
+        progress.warn(f"{len(graph.left)} that refer to {descriptor.digest} are too many or too large: left behind")
+    if graph.unreadable:
+        progress.warn(f"{len(graph.unreadable)} that refer to {descriptor.digest} cannot be read: left behind")
     for manifest in (*graph.manifests.values(), *graph.referrers.values()):
         target.put_manifest(manifest)
     for legacy_tag, manifest in graph.legacy_tags.items():
         tagged.merge_layers(target, legacy_tag, manifest)
     if tag is not None:
         target.put_manifest(graph.manifests[descriptor.digest], tag=tag)
+    return replace(
+        result,
+        referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
+        referrers_left=frozenset(graph.left | graph.unreadable),
+    )
+
+
+def copy_blobs(
+    source: Source,
+    target: Target,
+    descriptor: Descriptor,
+    blobs: list[Descriptor],
+    *,
+    expendable: Set[Digest] = frozenset(),
+    progress: Progress = SILENT,
+    jobs: int | None = None,
+) -> CopyResult:
+    """Copy blobs of the artifact ``descriptor``, as far as they are missing, and none of its manifests.
+
+    The source may lack those that are ``expendable``. Raises what source and target raise.
+    """
+    if isinstance(target, LimitedTarget):
+        target.check_limits(blobs)
+    lines = _Lines(jobs or (source.connections if isinstance(source, ThrottledSource) else _JOBS))
+    copied = _copy_blobs(source, target, blobs, expendable=expendable, progress=progress, lines=lines)
     return CopyResult(
         descriptor=descriptor,
         blobs_copied=len(copied),
-        blobs_skipped=len(blobs) - len(copied),
+        blobs_skipped=len(blobs) - len(copied) - len(lines.absent),
+        blobs_absent=frozenset(lines.absent),
         bytes_copied=sum(blob.size for blob in copied),
-        bytes_resumed=sum(max(0, blob.size - lines.bytes_read[blob.digest]) for blob in copied),
-        referrers_copied=len(graph.referrers) + len(graph.legacy_tags),
-        referrers_left=frozenset(graph.left | graph.unreadable),
+        bytes_resumed=sum(lines.resumed(blob, blob.size) for blob in copied),
+        bytes_mounted=sum(blob.size for blob in copied if lines.is_mounted(blob)),
     )
 
 
@@ -187,84 +163,11 @@ def _note_blobs(store: Store, other: Reference, ours: Reference, found: dict[Dig
                 names.append(other.repository)
 
 
-def _walk(source: Source, descriptor: Descriptor, found: dict[Digest, Manifest], *, depth: int) -> Manifest:
-    if descriptor.digest in found:
-        return found[descriptor.digest]
-    _check_bounds(len(found), depth)
-    manifest = source.fetch_manifest(descriptor)
-    if sum(len(one.raw) for one in found.values()) + len(manifest.raw) > _MAX_MANIFESTS_SIZE:
-        raise InvalidContentError(f"the manifests of the artifact have more than {_MAX_MANIFESTS_SIZE} bytes")
-    for child in manifest.manifests:
-        _walk(source, child, found, depth=depth + 1)
-    found[descriptor.digest] = manifest
-    return manifest
-
-
-def _walk_referrers(source: Source, subject: Digest, graph: _Graph, *, depth: int) -> None:
-    advertised = source.list_referrers(subject)
-    wanted = worth_copying(advertised)
-    graph.left |= {claimed.digest for claimed in advertised} - {claimed.digest for claimed in wanted}
-    for claimed in wanted:
-        if claimed.digest in graph.referrers or claimed.digest in graph.manifests:
-            continue
-        _check_bounds(len(graph.referrers), depth)
-        try:
-            manifest = source.fetch_manifest(claimed)
-        except NotFoundError:
-            # The fallback tag outlives what it lists when somebody deletes with another tool.
-            logger.info("referrer %s of %s is listed but gone", claimed.digest, subject)
-            continue
-        except InvalidContentError as error:
-            # Anybody may attach anything, and nobody's copy shall fail for it.
-            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
-            graph.unreadable.add(claimed.digest)
-            continue
-        if manifest.subject is None or manifest.subject.digest != subject:
-            logger.warning("%s is listed as a referrer of %s, but is none: left behind", claimed.digest, subject)
-            continue
-        found: dict[Digest, Manifest] = {}
-        try:
-            for child in manifest.manifests:
-                _walk(source, child, found, depth=depth + 1)
-        except (NotFoundError, InvalidContentError) as error:
-            logger.warning("referrer %s of %s is left behind: %s", claimed.digest, subject, error)
-            graph.unreadable.add(claimed.digest)
-            continue
-        found[claimed.digest] = manifest
-        if graph.make_room(found):
-            graph.referrers |= found
-        else:
-            graph.left.add(claimed.digest)
-            continue
-        _walk_referrers(source, claimed.digest, graph, depth=depth + 1)
-
-
-def _find_legacy_tags(source: Source, target: Target, subject: Digest, graph: _Graph) -> None:
-    for suffix in _LEGACY_SUFFIXES:
-        tag = f"sha256-{subject.hex}.{suffix}"
-        manifest = tagged.mergeable_manifest(source, tag)
-        if manifest is None:
-            continue
-        # The target may have been signed by others: what its tag says stays, and a tag that says all of this too.
-        if tagged.missing_layers(manifest, tagged.mergeable_manifest(target, tag)):
-            if graph.make_room({manifest.digest: manifest}):
-                graph.legacy_tags[tag] = manifest
-            else:
-                graph.left.add(manifest.digest)
-
-
 def _fetch_if_present(source: Source, tag: str) -> Manifest | None:
     try:
         return source.fetch_manifest(source.resolve(tag))
     except NotFoundError:
         return None
-
-
-def _check_bounds(count: int, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise InvalidContentError(f"the artifact is nested deeper than {_MAX_DEPTH}")
-    if count >= _MAX_MANIFESTS:
-        raise InvalidContentError(f"the artifact has more than {_MAX_MANIFESTS} manifests")
 
 
 class _CancelledError(Exception):
@@ -278,6 +181,8 @@ class _Lines:
         self.count = count
         self.cancelled = threading.Event()
         self.bytes_read: Counter[Digest] = Counter()
+        self.written: dict[Digest, Written] = {}
+        self.absent: set[Digest] = set()
         self._open: Counter[Digest] = Counter()
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
@@ -315,8 +220,21 @@ class _Lines:
 
     def going(self, descriptor: Descriptor, done: int, *, retries: int) -> Going:
         with self._lock:
-            read, connections = self.bytes_read[descriptor.digest], self._open[descriptor.digest]
-        return Going(connections, resumed=max(0, done - read), retries=retries)
+            connections = self._open[descriptor.digest]
+        mounted = descriptor.size if self.is_mounted(descriptor) else 0
+        return Going(connections, resumed=self.resumed(descriptor, done), retries=retries, mounted=mounted)
+
+    def is_mounted(self, descriptor: Descriptor) -> bool:
+        written = self.written.get(descriptor.digest)
+        return written is not None and written.is_mounted
+
+    def resumed(self, descriptor: Descriptor, done: int) -> int:
+        """How much of what is there of a blob was brought by an earlier try or another process."""
+        written = self.written.get(descriptor.digest)
+        if written:
+            return written.kept
+        with self._lock:
+            return max(0, done - self.bytes_read[descriptor.digest])
 
     def _counted(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -330,7 +248,13 @@ class _Lines:
 
 
 def _copy_blobs(
-    source: Source, target: Target, blobs: list[Descriptor], *, progress: Progress, lines: _Lines
+    source: Source,
+    target: Target,
+    blobs: list[Descriptor],
+    *,
+    expendable: Set[Digest],
+    progress: Progress,
+    lines: _Lines,
 ) -> list[Descriptor]:
     """Copy what is missing; returns what was copied. Raises the first failure."""
     patient = [place for place in (source, target) if isinstance(place, PatientPlace)]
@@ -351,7 +275,16 @@ def _copy_blobs(
                     step.tell(lines.going(descriptor, done, retries=sum(place.retries for place in patient)))
                 step.advance(amount)
 
-            target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            try:
+                written = target.write_blob(descriptor, lines.opener(source, descriptor), on_bytes=advance)
+            except NotFoundError:
+                if descriptor.digest not in expendable:
+                    raise
+                lines.absent.add(descriptor.digest)
+                return False
+            if written:
+                lines.written[descriptor.digest] = written
+                advance(descriptor.size - done)
         return True
 
     # The largest first: the small ones fill the gaps at the end.

@@ -73,7 +73,7 @@ def copy(
     insecure_skip_verify: bool,
     allow_rollback: bool,
     plain_http: bool,
-    jobs: int,
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Copy an artifact with its signatures and all else that refers to it; the digest stays the same.

@@ -65,6 +65,7 @@ def registry(app: App, place: str, plain_http: bool) -> None:
             "max_layer": profile.max_layer,
             "patch": profile.patch.value,
             "has_referrers_api": profile.has_referrers_api,
+            "connections": profile.connections,
             "notes": list(profile.notes),
         },
     }
@@ -78,7 +79,7 @@ def registry(app: App, place: str, plain_http: bool) -> None:
         f"login           {result.login or 'accepted'}",
         f"referrers API   {_said(result.referrers_api, 'yes', 'no: tags of digests serve instead', untried)}",
         f"parts of blobs  {_said(result.ranges, 'yes', 'no: blobs come in one stream', untried)}",
-        f"known as        {profile.name}: {limit}",
+        f"known as        {profile.name}: {limit}, read over {profile.connections} connections",
         *(f"                {note}" for note in profile.notes),
     ]
     if result.problem and result.status:

@@ -34,7 +34,9 @@ def index() -> None:
 @click.option("--remote", is_flag=True, help="Assemble it in the registry, from what is there already.")
 @PLAIN_HTTP
 @jobs_option
-def create(app: App, reference: str, sources: tuple[str, ...], remote: bool, plain_http: bool, jobs: int) -> None:
+def create(
+    app: App, reference: str, sources: tuple[str, ...], remote: bool, plain_http: bool, jobs: int | None
+) -> None:
     """Make an index of variants, each SRC a model of the store or, with --remote, of the registry that REF names.
 
     An index has a tag of its own, since most tools cannot pull one: name it REF:index, not REF:v1. What lies in another
@@ -126,7 +128,7 @@ def _entry(source: "Source", descriptor: Descriptor, tag: str | None) -> Descrip
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations, kind)
 
 
-def _bring(source: "Source", target: "Target", descriptor: Descriptor, *, jobs: int, app: App) -> None:
+def _bring(source: "Source", target: "Target", descriptor: Descriptor, *, jobs: int | None, app: App) -> None:
     from modelpack.mirror import mirror
 
     try:

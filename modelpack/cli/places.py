@@ -56,13 +56,20 @@ def connect_registry(
 def open_remote(
     app: App, reference: Reference, *, plain_http: bool = False, push: bool = False, rate_limit: int | None = None
 ) -> "Repository":
-    """The repository of a reference. With ``push``, blobs that the registry has elsewhere are mounted from there."""
+    """The repository of a reference. With ``push``, blobs that the registry has elsewhere are mounted from there, and
+    an upload that was killed goes on.
+    """
     from modelpack.transfer import mount_candidates
 
     registry = connect_registry(app, reference, plain_http=plain_http, rate_limit=rate_limit)
     if not push:
         return registry.repository(reference.repository)
-    return registry.repository(reference.repository, push=True, mount_from=mount_candidates(app.store, reference))
+    return registry.repository(
+        reference.repository,
+        push=True,
+        mount_from=mount_candidates(app.store, reference),
+        remember=app.store.push_note,
+    )
 
 
 def user_policy(settings: Settings) -> Path:

@@ -31,6 +31,7 @@ def _sentence(going: Going) -> str:
     """What there is to say of how a transfer goes: nothing of one connection that has not been in trouble."""
     said = [f"{going.connections} connections"] if going.connections > 1 else []
     said += [f"{human_size(going.resumed)} resumed"] if going.resumed else []
+    said += [f"{human_size(going.mounted)} mounted"] if going.mounted else []
     said += [f"{going.retries} retries"] if going.retries else []
     return ", ".join(said)
 
@@ -114,8 +115,9 @@ class _PlainStep:
         is_small = self._unit == "B" and self._total is not None and self._total < _SMALL and elapsed < 1
         if kind is None and not is_small:
             amount = f" {self._amount()}" if self._done else ""
-            resumed = self._going.resumed if self._going else 0
+            resumed, mounted = (self._going.resumed, self._going.mounted) if self._going else (0, 0)
             said = f", {human_size(resumed)} of it resumed" if resumed else ""
+            said += ", mounted from another repository" if mounted else ""
             self._progress._write(f"{self._label}{amount} {elapsed:.1f}s{said}")
 
 
@@ -161,7 +163,7 @@ class _JsonStep:
     def _tell(self, state: str) -> None:
         """``rate`` (a second) is that since the last line, ``remaining`` (seconds) what it would take at that rate.
 
-        A transfer also has ``connections``, ``resumed`` (bytes) and ``retries`` (of the whole command).
+        A transfer also has ``connections``, ``resumed`` and ``mounted`` (bytes) and ``retries`` (of the whole command).
         """
         with self._lock:
             now, done = time.monotonic(), self._done

@@ -34,7 +34,7 @@ def promote(
     required: tuple[str, ...],
     dry_run: bool,
     plain_http: bool,
-    jobs: int,
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Move an approved model on to another repository: by digest, with all that refers to it, the tag last.

@@ -25,6 +25,13 @@ def refusing_download(wanted: Reference, policy: Policy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def refusing_export(wanted: Reference, policy: Policy) -> Iterator[None]:
+    """Around what decides before files of the store are put into a folder."""
+    with _adding("nothing was exported", wanted, policy):
+        yield
+
+
+@contextlib.contextmanager
 def refusing_use(wanted: Reference, policy: Policy) -> Iterator[None]:
     """Around what decides before a model of the store is loaded."""
     with _adding("nothing was loaded", wanted, policy, is_stored=True):

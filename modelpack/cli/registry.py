@@ -10,13 +10,15 @@ import click
 
 from modelpack.cli.app import App, command
 from modelpack.cli.transfers import Stopwatch, jobs_option, limit_rate_option
-from modelpack.errors import InvalidInputError, UnsupportedError
+from modelpack.errors import InvalidInputError
 from modelpack.oci.reference import Reference
 from modelpack.small_file import read_small_file
 
 if TYPE_CHECKING:
-    from modelpack.formats import Model
+    from modelpack.cli.judging import Judge
     from modelpack.oci.digest import Digest
+    from modelpack.oci.manifest import Descriptor
+    from modelpack.oci.target import Source
     from modelpack.signing.keys import PrivateKey
     from modelpack.store import StoredTag
 
@@ -36,12 +38,13 @@ def push(
     password_file: Path | None,
     all_variants: bool,
     plain_http: bool,
-    jobs: int,
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Send a model from the store to the registry that its name says, with all its signatures; the tag moves last.
 
-    --sign also attests the provenance and the bill of materials of what was built here.
+    --sign also attests the provenance and the bill of materials of what was built here. An interrupted push sends no
+    file again that arrived, and of the one on its way only what the registry lacks, if it can tell.
     """
     from modelpack.cli.key import load_private_key
     from modelpack.variants import stored_variants
@@ -65,7 +68,13 @@ def push(
 
 
 def _push(
-    app: App, stored: "StoredTag", private: "PrivateKey | None", *, plain_http: bool, jobs: int, rate_limit: int | None
+    app: App,
+    stored: "StoredTag",
+    private: "PrivateKey | None",
+    *,
+    plain_http: bool,
+    jobs: int | None,
+    rate_limit: int | None,
 ) -> dict[str, object]:
     """One artifact into its registry; what there is to say of it."""
     from modelpack import transfer
@@ -116,6 +125,8 @@ def _push(
     metavar="DIR",
     help="Also put its files into this folder, where the disk allows as read-only links into the store: copy to edit.",
 )
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files of such names, into --output; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No files of such names; repeatable.")
 @jobs_option
 @limit_rate_option
 def pull(
@@ -130,7 +141,9 @@ def pull(
     allow_rollback: bool,
     plain_http: bool,
     output: Path | None,
-    jobs: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    jobs: int | None,
     limit_rate: int | None,
 ) -> None:
     """Fetch a model whose signature the policy, or --key, allows.
@@ -140,8 +153,15 @@ def pull(
 
     With --frozen the lock file says which digest the reference stands for, wherever the tag points by now, and keys
     that were retired since it was locked still count.
+
+    With --include and --exclude only some of its files are fetched, judged and verified as all are, and put into the
+    folder of --output. The store does not have the model then: no tag is set, and prune takes what was fetched.
+
+    \b
+    modelpack pull registry.example.com/team/model:v1
+    modelpack pull registry.example.com/team/model:v1 --output DIR --include '*.gguf' --exclude 'mmproj*'
     """
-    from modelpack import catalog, transfer
+    from modelpack import catalog, partial, transfer
     from modelpack.cli.judging import Judge
     from modelpack.cli.places import open_remote
     from modelpack.cli.refusal import refusing_download
@@ -149,13 +169,18 @@ def pull(
     from modelpack.policy import Policy
     from modelpack.receipt import Receipt, write_receipt
     from modelpack.rollback import remember
-    from modelpack.store.export import check_export, export_files
+    from modelpack.store.export import check_export
     from modelpack.variants import find_variant, require_variant
 
-    if insecure_skip_verify and frozen:
-        raise InvalidInputError("--frozen and --insecure-skip-verify contradict each other")
-    if lock and not frozen:
-        raise InvalidInputError("--lock names the lock file of --frozen")
+    is_partial = bool(include or exclude)
+    contradictions = (
+        (insecure_skip_verify and frozen, "--frozen and --insecure-skip-verify contradict each other"),
+        (lock and not frozen, "--lock names the lock file of --frozen"),
+        (is_partial and not output, "--include and --exclude put files into a folder: name it with --output"),
+    )
+    for is_so, message in contradictions:
+        if is_so:
+            raise InvalidInputError(message)
     wanted = Reference.parse(reference)
     judge = Judge.appoint(app, keys, policy, skip=insecure_skip_verify, allow_rollback=allow_rollback)
     if variant:
@@ -166,19 +191,25 @@ def pull(
     stopwatch = Stopwatch(remote.traffic)
     descriptor = remote.resolve(str(locked.digest) if locked else wanted.selector)
     verdict = judge.judge(app, remote, wanted, descriptor, locked)
-    _, model = catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
+    manifest, model = catalog.read_model(remote, descriptor)  # a few KiB; what is no model is not worth its gigabytes
     if variant:
         require_variant(model, wanted, variant)
-    if output:
+    selection = partial.select(model, include=include, exclude=exclude) if output else None
+    if selection and output:
         # What lies in the way is known before anything is fetched.
-        check_export(app.store.blobs, _files(model), output)
+        check_export(app.store.blobs, selection.digests, output)
     local = app.store.repository(wanted.name)
     tag = None if wanted.digest else wanted.selector
-    result = transfer.copy(remote, local, descriptor, tag=tag, jobs=jobs, progress=app.progress)
-    write_receipt(app.store, descriptor, Receipt(wanted, verdict, is_locked=frozen))
+    if is_partial and selection:
+        result = partial.fetch_files(remote, local, manifest, selection.chosen, jobs=jobs, progress=app.progress)
+    else:
+        result = transfer.copy(remote, local, descriptor, tag=tag, jobs=jobs, progress=app.progress)
+        write_receipt(app.store, descriptor, Receipt(wanted, verdict, is_locked=frozen))
     if not frozen:
         remember(app.store, wanted, verdict)
-    written = export_files(app.store.blobs, _files(model), output) if output else ()
+    written = []
+    if selection and output:
+        written = _export(app, judge, partial.Arrived(local, remote), wanted, descriptor, selection.digests, output)
     document = {
         "reference": str(wanted),
         "digest": str(descriptor.digest),
@@ -186,19 +217,39 @@ def pull(
         "blobs_skipped": result.blobs_skipped,
         "bytes_copied": result.bytes_copied,
         "transfer": stopwatch.report(result),
-        "files": [str(path) for path in written],
+        "files": written,
+        "partial": is_partial,
+        "left_out": [file.name for file in selection.left] if selection else [],
         "trust": verdict.to_json(),
     }
     app.note(stopwatch.sentence("received", result))
+    if is_partial:
+        app.note(f"{len(written)} of {len(model.files)} files; no tag was set")
     app.answer(document, f"{wanted.tagged if tag else wanted.name}@{descriptor.digest}")
-    app.hint(f"next: modelpack run {wanted} 'Hello!'")
+    app.hint(f"all of it: modelpack pull {wanted}" if is_partial else f"next: modelpack run {wanted} 'Hello!'")
 
 
-def _files(model: "Model") -> "dict[str, Digest]":
-    """A model's files by their names, which are safe. Raises UnsupportedError for those inside archives."""
-    if model.packed:
-        raise UnsupportedError("the files of this model are inside archives: pull it without --output, then unpack it")
-    return {file.name: file.digest for file in model.files}
+def _export(
+    app: App,
+    judge: "Judge",
+    source: "Source",
+    wanted: Reference,
+    descriptor: "Descriptor",
+    files: "dict[str, Digest]",
+    output: Path,
+) -> list[str]:
+    """Put files that have come into a folder; returns their paths. Raises UntrustedError, InvalidInputError.
+
+    What leaves the store is not judged again when it is loaded, so what only hashed bytes can tell is asked first.
+    """
+    from modelpack.cli.refusal import refusing_export
+    from modelpack.policy import Policy
+    from modelpack.store.export import export_files
+
+    if look := judge.second_look(wanted, descriptor):
+        with refusing_export(wanted, judge.rules or Policy.empty()):
+            look(source)
+    return [str(path) for path in export_files(app.store.blobs, files, output)]
 
 
 @command("login")
@@ -281,6 +332,7 @@ def serve(
     With --proxy it stands before another registry, asked with your credentials for it: whoever may pull here may pull
     all that you may pull there. Each blob is fetched once, however many ask for it, and is verified before it is kept.
     A tag is looked up there each time; when nobody answers there, what it was is served, and the log says so.
+    modelpack prune --cached 30d frees what nobody has asked for in that time.
 
     \b
     modelpack registry serve --port 5000

@@ -282,25 +282,40 @@ def df(app: App) -> None:
     metavar="DURATION",
     help="Only what is older: 30m, 12h, 7d.  [default: 1h for blobs, 7d for interrupted transfers]",
 )
-def prune(app: App, dry_run: bool, older_than: str | None) -> None:
+@click.option("--cached", metavar="DURATION", help="Also what a proxy keeps and nobody asked it for in that time: 30d.")
+def prune(app: App, dry_run: bool, older_than: str | None, cached: str | None) -> None:
     """Free what no tag refers to, and transfers that nobody resumed.
 
-    Never touches a tagged model, nor what a running command holds: --older-than 0s is safe.
+    Never touches a tagged model, nor what a running command holds: --older-than 0s is safe. Only with --cached go tags,
+    those that registry serve --proxy put there, unless they were pulled here as well.
+
+    \b
+    modelpack prune --cached 30d
     """
+    from modelpack.store import GRACE, PARTIAL_AGE
+
     age = parse_duration(older_than) if older_than else None
-    plan = app.store.plan_prune() if age is None else app.store.plan_prune(grace=age, partial_age=age)
+    cached_age = parse_duration(cached) if cached else None
+    plan = app.store.plan_prune(
+        grace=GRACE if age is None else age,
+        partial_age=PARTIAL_AGE if age is None else age,
+        cached_age=cached_age,
+    )
     gone = plan if dry_run else app.store.carry_out(plan)
     document = {
         "dry_run": dry_run,
         "blobs": [str(digest) for digest, _ in gone.blobs],
         "partials": len(gone.partials),
         "bytes": gone.freed,
+        "tags": [str(tag) for tag in gone.tags],
         "broken": list(gone.broken),
     }
     for name in gone.broken:
         app.progress.warn(f"{name} cannot be read, so no blob is pruned: modelpack fsck --repair, or pull it again")
     verb = "would free" if dry_run else "freed"
     text = f"{verb} {human_size(gone.freed)}: {len(gone.blobs)} blobs, {len(gone.partials)} interrupted transfers"
+    for tag in gone.tags:
+        app.note(f"{'would forget' if dry_run else 'forgot'} {tag}")
     app.answer(document, text)
 
 

@@ -32,7 +32,9 @@ limit_rate_option = click.option(
     "--limit-rate", callback=_parse_rate, metavar="RATE", help="Bytes a second over all connections: 500K, 10M."
 )
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Connections that carry content."
+    "--jobs",
+    type=click.IntRange(1, 32),
+    help="Connections that carry content.  [default: 4; 8 from registries that are known to slow each one down]",
 )
 
 
@@ -49,6 +51,7 @@ class Stopwatch:
             "bytes_sent": self._traffic.bytes_sent,
             "bytes_received": self._traffic.bytes_received,
             "bytes_resumed": result.bytes_resumed,
+            "bytes_mounted": result.bytes_mounted,
             "retries": self._traffic.retries,
             "seconds": round(time.monotonic() - self._begun, 3),
         }
@@ -58,6 +61,8 @@ class Stopwatch:
         text = f"{verb} {human_size(result.bytes_copied)}; {result.blobs_skipped} blobs were there already"
         if result.bytes_resumed:
             text += f", {human_size(result.bytes_resumed)} of the others too"
+        if result.bytes_mounted:
+            text += f"; {human_size(result.bytes_mounted)} mounted from another repository"
         if self._traffic.retries:
             text += f"; tried again {self._traffic.retries} times"
         return text

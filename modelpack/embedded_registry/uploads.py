@@ -93,11 +93,15 @@ class Upload:
 
 
 class Uploads:
-    """The sessions of a store. The last few are kept open; the others are found again on disk."""
+    """The sessions of a store. The last few are kept open; the others, once no request uses them, are found again on
+    disk.
+    """
 
     def __init__(self, store: Store) -> None:
         self._folder = store.partials
         self._open: OrderedDict[str, Upload] = OrderedDict()
+        # One that a request uses is locked by us, however many came after it.
+        self._alive: weakref.WeakValueDictionary[str, Upload] = weakref.WeakValueDictionary()
         self._looked = -math.inf
 
     def start(self) -> Upload:
@@ -109,7 +113,7 @@ class Uploads:
 
     def find(self, name: str) -> Upload:
         """Raises RefusedError (404)."""
-        upload = self._open.get(name)
+        upload = self._alive.get(name)
         if upload is None:
             file = locks.reopen_locked(self._folder / f"upload-{name}") if _ID.fullmatch(name) else None
             if file is None:
@@ -119,6 +123,7 @@ class Uploads:
 
     def forget(self, upload: Upload) -> None:
         self._open.pop(upload.id, None)
+        self._alive.pop(upload.id, None)
         upload.path.unlink(missing_ok=True)
 
     def expire(self) -> None:
@@ -131,7 +136,7 @@ class Uploads:
             discard_partial(path)
 
     def _keep(self, upload: Upload) -> Upload:
-        self._open[upload.id] = upload
+        self._alive[upload.id] = self._open[upload.id] = upload
         self._open.move_to_end(upload.id)
         while len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)

@@ -1,6 +1,7 @@
 """Another registry behind this one: what is asked for and is not in the store is fetched, verified, and stays.
 
-It lies in the store under its own name, ``REGISTRY/repository:tag``. A tag is asked for upstream each time; only where
+It lies in the store under its own name, ``REGISTRY/repository:tag``, and the store knows that only a proxy put it
+there, so that it may be pruned when nobody asks for it any more. A tag is asked for upstream each time; only where
 nobody answers there, the store says what it was.
 """
 
@@ -24,7 +25,6 @@ from modelpack.store.journal import arrived
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 4
 _MAX_INCOMPLETE = 1000
 _BLOCK = 1 << 20
 _LOOK_EVERY = 0.05  # seconds, for what has come of a blob
@@ -76,6 +76,8 @@ class Upstream:
                     raise
                 raise error from None
             _log.warning("%s cannot be asked for %s, which is served as it was: %s", remote.name, selector, error)
+            if not is_digest:
+                self._store.cached.asked(f"{here.name}:{selector}", manifest.digest, is_new=False)
             return manifest
         with self._lock:
             self._incomplete[here.name, selector] = manifest, None if is_digest else selector
@@ -166,7 +168,7 @@ class Upstream:
                 RangedBlob(
                     lambda offset: remote.read_blob(descriptor, offset=offset),
                     lambda start, stop: remote.open_range(descriptor, start, stop),
-                    connections=_CONNECTIONS,
+                    connections=remote.connections,
                 ),
             )
             self._keep_complete(here)
@@ -187,8 +189,17 @@ class Upstream:
                 waiting = [(key, *known) for key, known in self._incomplete.items() if key[0] == here.name]
             for key, manifest, tag in waiting:
                 if not here.missing(manifest):
-                    here.put_manifest(manifest, tag=tag)
+                    self._enter(here, manifest, tag)
                     entered = True
                     with self._lock:
                         if self._incomplete.get(key) == (manifest, tag):
                             del self._incomplete[key]
+
+    def _enter(self, here: StoreRepository, manifest: Manifest, tag: str | None) -> None:
+        before = None
+        if tag:
+            with contextlib.suppress(NotFoundError):
+                before = here.resolve(tag).digest
+        here.put_manifest(manifest, tag=tag)
+        if tag and not attached_to(tag):
+            self._store.cached.asked(f"{here.name}:{tag}", manifest.digest, is_new=before != manifest.digest)

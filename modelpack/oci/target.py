@@ -34,6 +34,16 @@ class RangedBlob:
         return self.open_stream(offset)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a target had of a blob before it was written: all of it, in another repository, or ``kept`` bytes of an
+    earlier try.
+    """
+
+    is_mounted: bool = False
+    kept: int = 0
+
+
 class Source(Protocol):
     """One repository's worth of artifacts to read from."""
 
@@ -74,6 +84,15 @@ class PatientPlace(Protocol):
 
 
 @runtime_checkable
+class ThrottledSource(Protocol):
+    """A Source that is known to hold each connection back, so that more of them bring more."""
+
+    @property
+    def connections(self) -> int:
+        """How many bring as much as can be had."""
+
+
+@runtime_checkable
 class LimitedTarget(Protocol):
     """A Target that knows beforehand what it will not take."""
 
@@ -88,11 +107,12 @@ class Target(Source, Protocol):
 
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
-    ) -> None:
+    ) -> Written | None:
         """Store a blob that streams from ``open_blob``; only content that matches the descriptor becomes visible.
 
-        ``on_bytes`` hears of every chunk that arrives, and of what an earlier try had already brought.
-        Raises DigestMismatchError, InsufficientDiskError.
+        ``on_bytes`` hears of every chunk that arrives, and of what an earlier try had already brought. Returns what the
+        bytes that were read do not tell: a blob that was mounted, of which ``on_bytes`` hears nothing, and what was
+        read again only to be hashed. Raises DigestMismatchError, InsufficientDiskError.
         """
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:

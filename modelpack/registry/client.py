@@ -7,7 +7,7 @@ from modelpack.errors import MalformedReferenceError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor, Manifest
 from modelpack.oci.reference import Reference
-from modelpack.oci.target import BlobStream, OpenBlob
+from modelpack.oci.target import BlobStream, OpenBlob, Written
 from modelpack.registry import blobs, manifests, referrers, uploads
 from modelpack.registry.address import DOCKER_HUB, DOCKER_HUB_NAMES, locate
 from modelpack.registry.auth import Authorizer
@@ -19,6 +19,7 @@ from modelpack.registry.profiles import Profile, profile_of
 from modelpack.registry.retry import Retries
 from modelpack.registry.session import Session
 from modelpack.registry.traffic import Traffic
+from modelpack.registry.uploads import Remember
 
 MountFrom = Callable[[Digest], Sequence[str]]
 """Repositories of the same registry that may hold a blob already, the likeliest first."""
@@ -60,11 +61,21 @@ class Registry:
         self.session = session
         self._authorizer = authorizer
 
-    def repository(self, name: str, *, push: bool = False, mount_from: MountFrom = lambda _: ()) -> "Repository":
-        """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token."""
+    def repository(
+        self,
+        name: str,
+        *,
+        push: bool = False,
+        mount_from: MountFrom = lambda _: (),
+        remember: Remember = uploads.forgetful,
+    ) -> "Repository":
+        """A repository by its name. Say ``push`` when it will be written to: that saves asking for a second token.
+
+        ``remember`` keeps where uploads of large blobs stand, for another process to go on with.
+        """
         if self.name == DOCKER_HUB and "/" not in name:
             name = f"library/{name}"
-        return Repository(Endpoint(self.session, name, push=push), mount_from=mount_from)
+        return Repository(Endpoint(self.session, name, push=push), mount_from=mount_from, remember=remember)
 
     @property
     def traffic(self) -> Traffic:
@@ -87,11 +98,15 @@ class Registry:
 
 
 class Repository:
-    """One repository; a Target, RangedSource, LimitedTarget and PatientPlace. Safe to use from several threads."""
+    """One repository; a Target, RangedSource, ThrottledSource, LimitedTarget and PatientPlace. Safe to use from several
+    threads.
+    """
 
-    def __init__(self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: ()) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, mount_from: MountFrom = lambda _: (), remember: Remember = uploads.forgetful
+    ) -> None:
         self.endpoint = endpoint
-        self._mount_from = mount_from
+        self._mount_from, self._remember = mount_from, remember
         self.name = endpoint.full_name
 
     @property
@@ -102,6 +117,10 @@ class Repository:
     @property
     def retries(self) -> int:
         return self.traffic.retries
+
+    @property
+    def connections(self) -> int:
+        return self.endpoint.profile.connections
 
     def resolve(self, selector: str) -> Descriptor:
         return manifests.resolve(self.endpoint, selector)
@@ -130,10 +149,12 @@ class Repository:
 
     def write_blob(
         self, descriptor: Descriptor, open_blob: OpenBlob, *, on_bytes: Callable[[int], None] = lambda _: None
-    ) -> None:
+    ) -> Written | None:
         """Mount the blob from where it may be already, else upload it; see ``uploads.write``."""
         candidates = self._mount_from(descriptor.digest)
-        uploads.write(self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates)
+        return uploads.write(
+            self.endpoint, descriptor, open_blob, on_bytes=on_bytes, candidates=candidates, remember=self._remember
+        )
 
     def put_manifest(self, manifest: Manifest, *, tag: str | None = None) -> Descriptor:
         """Store a manifest; where the registry keeps no list of referrers, keep the fallback tag."""

@@ -1,7 +1,9 @@
 """One HTTP exchange: pools, TLS, proxies, time limits, and urllib3's errors as ours. No auth, redirect or retry."""
 
+import math
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -13,6 +15,7 @@ from urllib3 import exceptions
 
 from modelpack import __version__
 from modelpack.errors import InvalidContentError, InvalidInputError, RegistryUnavailableError, UntrustedError
+from modelpack.registry import connections
 from modelpack.registry.address import Origin, without_query
 from modelpack.registry.network import NetworkSettings
 from modelpack.registry.refusal import printable
@@ -26,17 +29,18 @@ CHUNK_SIZE = 1 << 20
 _STALLED_BELOW = 1 << 10
 _WORTH_DRAINING = 1 << 16
 _DRAINING_TIME = 1.0  # seconds
+_EXCERPT_TIME = 10.0
 
 
 class Response:
     """Status, headers and a body that streams. A context manager: leaving it gives the connection back or up."""
 
     def __init__(
-        self, raw: urllib3.BaseHTTPResponse, method: str, url: str, *, stall_timeout: float, traffic: Traffic
+        self, raw: urllib3.BaseHTTPResponse, method: str, url: str, *, network: NetworkSettings, traffic: Traffic
     ) -> None:
         self._raw = raw
         self._method = method
-        self._stall_timeout = stall_timeout
+        self._stall_timeout, self._whole_timeout = network.stall_timeout, network.whole_timeout
         self._traffic = traffic
         self._body: bytes | None = None
         self.status = raw.status
@@ -51,7 +55,9 @@ class Response:
     @property
     def content_length(self) -> int | None:
         text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+        if not (text.isascii() and text.isdigit()):
+            return None
+        return int(text) if len(text) < 19 else sys.maxsize
 
     def header_lines(self, name: str) -> list[str]:
         """Every line of a header that may be repeated."""
@@ -95,23 +101,33 @@ class Response:
             raise
 
     def read(self, limit: int) -> bytes:
-        """The whole body. Raises InvalidContentError when it is longer than ``limit`` bytes."""
+        """The whole body. Raises InvalidContentError when it is longer than ``limit`` bytes, and
+        RegistryUnavailableError when it takes too long, but where a rate was asked for.
+        """
         if self._body is not None:
             return self._body
+        if (self.content_length or 0) > limit:
+            raise self._too_long(limit)
         content = bytearray()
+        deadline = math.inf if self._traffic.is_limited else time.monotonic() + self._whole_timeout
         for chunk in self.chunks():
             content += chunk
             if len(content) > limit:
-                raise InvalidContentError(f"{Origin.of(self.url)} answers with more than {limit} bytes")
+                raise self._too_long(limit)
+            if time.monotonic() > deadline:
+                raise RegistryUnavailableError(f"{Origin.of(self.url)} does not come to the end of its answer")
         return bytes(content)
+
+    def _too_long(self, limit: int) -> InvalidContentError:
+        return InvalidContentError(f"{Origin.of(self.url)} answers with more than {limit} bytes")
 
     def excerpt(self, limit: int = 1 << 16) -> bytes:
         """The beginning of a body that only serves a message: never raises."""
-        content = bytearray()
+        content, deadline = bytearray(), time.monotonic() + _EXCERPT_TIME
         try:
             for chunk in self.chunks():
                 content += chunk
-                if len(content) >= limit:
+                if len(content) >= limit or time.monotonic() > deadline:
                     break
         except RegistryUnavailableError:
             pass
@@ -183,7 +199,7 @@ class Transport:
             )
         except exceptions.HTTPError as error:
             raise _translate(error, url) from error
-        return Response(raw, method, url, stall_timeout=network.stall_timeout, traffic=self.traffic)
+        return Response(raw, method, url, network=network, traffic=self.traffic)
 
     def speaks_tls(self, origin: Origin) -> bool:
         """Whether TLS is known to be spoken there; False behind a proxy, past which nothing may be asked."""
@@ -194,7 +210,9 @@ class Transport:
         key = proxy, origin.is_encrypted
         # Two threads may both make one: the second wins, the first serves its one request.
         if key not in self._pools:
-            self._pools[key] = self._make_pool(proxy, is_encrypted=origin.is_encrypted)
+            pool = self._make_pool(proxy, is_encrypted=origin.is_encrypted)
+            pool.pool_classes_by_scheme = connections.POOLS
+            self._pools[key] = pool
         return self._pools[key]
 
     def _make_pool(self, proxy: str | None, *, is_encrypted: bool) -> urllib3.PoolManager:

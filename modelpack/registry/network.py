@@ -31,7 +31,8 @@ class NetworkSettings:
     connect_timeout: float = 10.0
     # While a body goes out a registry may pause longer than a connection may take to open: it syncs its disk.
     send_timeout: float = 60.0
-    read_timeout: float = 60.0
+    read_timeout: float = 60.0  # until the head of an answer is there
+    whole_timeout: float = 600.0  # for a body that is read as a whole: mostly a few KiB, and a few MiB at most
     stall_timeout: float = 30.0  # less than 1 KiB in this time is a broken transfer
     rate_limit: int | None = None  # bytes a second, over all connections and both ways
 

@@ -32,6 +32,10 @@ class Profile:
     """What was seen. We ask all the same: None and False differ only in what ``doctor`` says."""
     doubt_subject_header: bool = False
     """Whether ``OCI-Subject`` was seen in answers of a registry that then listed nothing."""
+    connections: int = 4
+    """How many bring as much as can be had at a time: more where blobs come from a content network or an object store,
+    which hold each connection back.
+    """
     notes: tuple[str, ...] = ()
 
     def check_limits(self, blobs: Iterable[Descriptor]) -> None:
@@ -44,11 +48,20 @@ class Profile:
                 )
 
 
+_ELSEWHERE = 8
+"""Connections to where blobs come by a redirect to S3, GCS, Azure's blob storage or a content network."""
+
 GENERIC = Profile("a registry without a profile")
 
 PROFILES = (
     # docker/roadmap#724; api and token server on hosts of their own.
-    Profile("Docker Hub", ("docker.io",), has_referrers_api=False, notes=("pulls are counted against a quota",)),
+    Profile(
+        "Docker Hub",
+        ("docker.io",),
+        has_referrers_api=False,
+        connections=_ELSEWHERE,
+        notes=("pulls are counted against a quota",),
+    ),
     # "Working with the Container registry": limits. PATCH with a length of more than 4 MiB answers 416
     # (oci-client#35); the referrers path leads to a web page (artifacthub#4785).
     Profile(
@@ -57,6 +70,7 @@ PROFILES = (
         max_layer=10 * 1000**3,
         patch=Patch.CHUNKED,
         has_referrers_api=False,
+        connections=_ELSEWHERE,
         notes=("an upload may take 10 minutes",),
     ),
     # "Amazon ECR service quotas". A second PATCH answers 201 and keeps nothing of it (containers-roadmap#2831);
@@ -67,19 +81,28 @@ PROFILES = (
         max_layer=52_000 << 20,
         patch=Patch.NEVER,
         doubt_subject_header=True,
+        connections=_ELSEWHERE,
         notes=("a repository must exist before a push", "some artifact types are refused"),
     ),
-    Profile("Amazon ECR Public", ("public.ecr.aws",), max_layer=10_000 << 20, patch=Patch.NEVER),
+    Profile(
+        "Amazon ECR Public", ("public.ecr.aws",), max_layer=10_000 << 20, patch=Patch.NEVER, connections=_ELSEWHERE
+    ),
     # "Artifact Registry: known issues": chunked uploads are not supported.
-    Profile("Google Artifact Registry", ("*.pkg.dev", "gcr.io", "*.gcr.io"), patch=Patch.NEVER),
-    Profile("Azure Container Registry", ("*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"), has_referrers_api=True),
+    Profile("Google Artifact Registry", ("*.pkg.dev", "gcr.io", "*.gcr.io"), patch=Patch.NEVER, connections=_ELSEWHERE),
+    Profile(
+        "Azure Container Registry",
+        ("*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"),
+        has_referrers_api=True,
+        connections=_ELSEWHERE,
+    ),
     # Quay's config.py: MAXIMUM_LAYER_SIZE.
-    Profile("Quay", ("quay.io",), max_layer=20 << 30, has_referrers_api=True),
+    Profile("Quay", ("quay.io",), max_layer=20 << 30, has_referrers_api=True, connections=_ELSEWHERE),
     # The tag sha256-<hex> answers with the digest itself (oras-go#1396); unknown media types are refused.
     Profile(
         "GitLab",
         ("registry.gitlab.com",),
         has_referrers_api=False,
+        connections=_ELSEWHERE,
         notes=("unknown media types are refused", "tokens live for minutes"),
     ),
     # Several PATCHes keep only the last (wasmCloud#3405); older versions take a PATCH where they refuse the PUT

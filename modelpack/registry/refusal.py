@@ -21,11 +21,13 @@ class Refusal:
     codes: tuple[str, ...] = ()
     text: str = ""
     retry_after: float | None = None
+    is_read_only: bool = False
+    """Whether it says that nothing can be written there (``Allow``, RFC 9110, section 10.2.1)."""
 
     @classmethod
     def parse(cls, status: int, headers: Mapping[str, str], body: bytes) -> "Refusal":
         codes, text = _errors(body)
-        return cls(status, codes, text, _retry_after(headers.get("Retry-After")))
+        return cls(status, codes, text, _retry_after(headers.get("Retry-After")), _allows_only_reading(headers))
 
     def error(self, what: str) -> ModelpackError:
         """The error for ``what``, a noun phrase: ``blob sha256:... of registry/repository``."""
@@ -39,6 +41,8 @@ class Refusal:
                 return TransientError(
                     f"the registry cannot serve {what} now (HTTP {status}){said}", retry_after=self.retry_after
                 )
+            case 405 if self.is_read_only and not self.text:
+                return RegistryRefusedError(f"the registry refused {what} (HTTP 405): it is read-only")
             case status:
                 return RegistryRefusedError(f"the registry refused {what} (HTTP {status}){said}")
 
@@ -65,6 +69,11 @@ def _errors(body: bytes) -> tuple[tuple[str, ...], str]:
     codes = tuple(printable(str(entry.get("code", ""))) for entry in entries)
     texts = [" ".join(str(entry[key]) for key in ("code", "message") if entry.get(key)) for entry in entries]
     return codes, printable("; ".join(text for text in texts if text))
+
+
+def _allows_only_reading(headers: Mapping[str, str]) -> bool:
+    allowed = {method.strip().upper() for method in headers.get("Allow", "").split(",")} - {""}
+    return bool(allowed) and allowed <= {"GET", "HEAD", "OPTIONS"}
 
 
 def _retry_after(value: str | None) -> float | None:

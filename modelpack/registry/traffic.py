@@ -33,6 +33,11 @@ class Traffic:
         self._free_at = 0.0
         self._lock = threading.Lock()
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether somebody wants it to be slow."""
+        return self._rate_limit is not None
+
     def received(self, amount: int) -> None:
         """So many bytes have come. Returns when the next may be asked for."""
         with self._lock:

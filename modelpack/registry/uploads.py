@@ -2,7 +2,8 @@
 
 One POST and one PUT with the whole blob is what every registry does right; uploads in several PATCHes lose data on
 some. A broken upload goes on where the registry says that it stands, if that is further than before; most cannot say,
-and then this blob starts again in a fresh session.
+and then this blob starts again in a fresh session. That of a process that was killed goes on like that too, where
+somebody keeps its location.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote
 
 from modelpack.errors import (
@@ -23,7 +26,7 @@ from modelpack.errors import (
     RegistryUnavailableError,
 )
 from modelpack.oci.manifest import Descriptor
-from modelpack.oci.target import OpenBlob
+from modelpack.oci.target import OpenBlob, Written
 from modelpack.registry.address import stay_at
 from modelpack.registry.blobs import exists, name
 from modelpack.registry.endpoint import Endpoint
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 _MAX_CANDIDATES = 3
 # How registries answer that know a PUT only as the end of an upload, and have no better code for it.
 _PUT_REFUSED = frozenset({405, 501})
+# A blob of less is sent again sooner than anything is remembered of it.
+_WORTH_REMEMBERING = 16 << 20
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})", re.ASCII)
 
 
@@ -46,6 +51,37 @@ class _Upload:
 
     location: str
     offset: int = 0
+
+
+class UploadNote(Protocol):
+    """What somebody keeps of one upload for the next process."""
+
+    def recall(self) -> str | None:
+        """Its location."""
+
+    def keep(self, location: str) -> None: ...
+
+    def drop(self) -> None: ...
+
+
+Remember = Callable[[str], AbstractContextManager[UploadNote | None]]
+"""The note of an upload by its name; None while another process is at it."""
+
+
+class _Forgetful:
+    def recall(self) -> str | None:
+        return None
+
+    def keep(self, location: str) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+
+def forgetful(name: str) -> AbstractContextManager[UploadNote | None]:  # noqa: ARG001
+    """Remembers nothing."""
+    return contextlib.nullcontext()
 
 
 class _PutRefusedError(Exception):
@@ -59,12 +95,14 @@ def write(
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
     candidates: Sequence[str] = (),
-) -> None:
+    remember: Remember = forgetful,
+) -> Written | None:
     """Store a blob whose digest is known. Callers that expect it to be there ask ``exists`` first.
 
     ``candidates`` are repositories of the same registry that may have it. What streams is hashed on its way, and the
-    last piece is held back until all of it is right. ``on_bytes`` hears of each byte once, however often it was sent.
-    Raises DigestMismatchError, RegistryRefusedError.
+    last piece is held back until all of it is right. ``on_bytes`` hears of each byte once, however often it was sent,
+    and of none of a blob that was mounted. ``remember`` keeps where the upload of a large one stands. Raises
+    DigestMismatchError, RegistryRefusedError.
     """
     reported = 0
 
@@ -75,9 +113,16 @@ def write(
             reported = sent
 
     is_mounted, upload = _mount(endpoint, descriptor, candidates)
-    if not is_mounted:
-        _upload(endpoint, descriptor, open_blob, upload, report)
+    if is_mounted:
+        return Written(is_mounted=True)
+    if descriptor.size < _WORTH_REMEMBERING or endpoint.profile.patch is Patch.NEVER:
+        remember = forgetful
+    with remember(f"{endpoint.full_name}@{descriptor.digest}") as found:
+        note = found or _Forgetful()
+        upload = _recalled(endpoint, descriptor, note) or upload
+        kept = _upload(endpoint, descriptor, open_blob, upload, note=note, report=report)
     report(descriptor.size)
+    return Written(kept=kept) if kept else None
 
 
 def _mount(endpoint: Endpoint, descriptor: Descriptor, candidates: Sequence[str]) -> tuple[bool, _Upload | None]:
@@ -99,30 +144,57 @@ def _mount(endpoint: Endpoint, descriptor: Descriptor, candidates: Sequence[str]
     return False, upload
 
 
+def _recalled(endpoint: Endpoint, descriptor: Descriptor, note: UploadNote) -> _Upload | None:
+    """Where an upload of an earlier process stands, if the registry still knows it."""
+    location = note.recall()
+    try:
+        there = stay_at(endpoint.session.origin, f"{endpoint.session.origin}/", location) if location else None
+    except InvalidContentError:
+        there = None
+    return _ask(endpoint, descriptor, _Upload(there)) if there else None
+
+
 def _upload(
     endpoint: Endpoint,
     descriptor: Descriptor,
     open_blob: OpenBlob,
     upload: _Upload | None,
+    *,
+    note: UploadNote,
     report: Callable[[int], None],
-) -> None:
+) -> int:
+    """Upload a blob, by ``upload`` if it has begun; returns how many bytes of an earlier process were of use."""
     backoff = Backoff(endpoint.session.retries)
+    kept = upload.offset if upload else 0
+    may_resume = True
     while True:
         try:
-            upload = upload or _begin(endpoint, descriptor)
+            if upload is None:
+                upload, kept = _begin(endpoint, descriptor), 0
+            note.keep(upload.location)
             _send(endpoint, descriptor, open_blob, upload, report)
-            return
+            break
         except _PutRefusedError:
             endpoint.refuses_put, upload = True, None
+            continue
+        except RegistryRefusedError:
+            note.drop()
+            if not upload or not upload.offset:
+                raise
+            # More may have come before the break than it said. Else what it has may be what is wrong: all once more.
+            upload = _ask(endpoint, descriptor, upload) if may_resume else None
+            may_resume = False
             continue
         except TransientError as error:
             backoff.wait(error)
         # The answer may be what got lost, not the blob.
         if exists(endpoint, descriptor):
-            return
-        upload = _ask(endpoint, descriptor, upload) if upload else None
+            break
+        upload = _ask(endpoint, descriptor, upload) if upload and may_resume else None
         if upload:
             backoff.progressed()
+    note.drop()
+    return kept
 
 
 def _begin(endpoint: Endpoint, descriptor: Descriptor) -> _Upload:
@@ -250,7 +322,13 @@ class _Content(contextlib.ExitStack):
     def body(self) -> Body:
         if self.offset == self._descriptor.size:
             return b""
-        return lambda: self._rest(self.enter_context(self._open_blob(0)))
+
+        def begin() -> Iterator[bytes]:
+            # A redirect, or a token that ended, has it sent again: the source's connection of the first time is free.
+            self.close()
+            return self._rest(self.enter_context(self._open_blob(0)))
+
+        return begin
 
     def _rest(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """What is to be sent. All is read and hashed, what the registry has already too."""

@@ -160,6 +160,19 @@ def plan_removal(graph: Graph, index: Index, blobs: Blobs, repository: str, doom
     )
 
 
+def plan_forget(graph: Graph, index: Index, blobs: Blobs, doomed: Iterable[Entry]) -> Cleanup:
+    """Take entries with tags out of their repositories, as ``plan_removal`` does; what they free is for a prune."""
+    by_repository: dict[str, list[Entry]] = {}
+    for entry in doomed:
+        if entry.reference:
+            by_repository.setdefault(entry.reference.name, []).append(entry)
+    plans = [plan_removal(graph, index, blobs, name, tuple(entries)) for name, entries in by_repository.items()]
+    return Cleanup(
+        tags=tuple(tag for plan in plans for tag in plan.tags),
+        entries=tuple(entry for plan in plans for entry in plan.entries),
+    )
+
+
 def plan_prune(graph: Graph, index: Index, blobs: Blobs, *, held: set[Digest], young_since: float) -> Cleanup:
     """The entries and blobs that no tag needs.
 

@@ -68,10 +68,13 @@ def _link(blob: Path, path: Path) -> bool:
 
 
 def _holds(blobs: Blobs, path: Path, digest: Digest) -> bool:
-    """Whether a file has the content of a blob that is here; a link to the blob is seen without reading it."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != blobs.size(digest):
+    """Whether a file has a blob's content; a link to a blob that is here is seen without reading it."""
+    if path.is_symlink() or not path.is_file():
         return False
-    if path.samefile(blobs.path(digest)):
+    size = blobs.size(digest)
+    if size is not None and path.stat().st_size != size:
+        return False
+    if size is not None and path.samefile(blobs.path(digest)):
         return True
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == digest.hex

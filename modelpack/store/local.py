@@ -1,8 +1,8 @@
 """The local store: an OCI image layout that many processes share.
 
 Beside the layout's own files (``oci-layout``, ``index.json``, ``blobs``) lie ``partial`` (what is not finished),
-``locks`` (the store's lock and the leases), ``receipts`` (what was verified), ``builds`` (how it was built here) and
-``shards`` (links).
+``locks`` (the store's lock and the leases), ``receipts`` (what was verified), ``builds`` (how it was built here),
+``cached`` (what a proxy put there) and ``shards`` (links).
 Any tool that reads image layouts reads it: ``skopeo inspect oci:ROOT:registry/repository:tag``.
 """
 
@@ -34,6 +34,7 @@ from modelpack.oci.reference import DEFAULT_TAG, Reference
 from modelpack.progress import SILENT, Progress
 from modelpack.store import locks, shards
 from modelpack.store.blobs import Blobs
+from modelpack.store.cached import CachedTags
 from modelpack.store.cleanup import (
     Cleanup,
     Graph,
@@ -41,15 +42,17 @@ from modelpack.store.cleanup import (
     idle_partials,
     is_leftover,
     is_visible,
+    plan_forget,
     plan_prune,
     plan_removal,
 )
-from modelpack.store.index import Index, IndexFile, plain
+from modelpack.store.index import Entry, Index, IndexFile, plain
 from modelpack.store.ingest import Ingest
 from modelpack.store.layout import INDEX_FILE, LAYOUT, LAYOUT_FILE, check_layout
 from modelpack.store.leases import Lease, held_digests
 from modelpack.store.memory import Memory
 from modelpack.store.notes import Notes
+from modelpack.store.pushes import PushNote, push_note
 from modelpack.store.repository import StoreRepository
 from modelpack.store.usage import Usage, measure
 
@@ -86,7 +89,8 @@ class Store:
         self._receipts = Notes(root / "receipts", "receipt")
         self._builds = Notes(root / "builds", "build record")
         self._notes = (self._receipts, self._builds)
-        self.note_folders = tuple(notes.directory for notes in self._notes)
+        self.cached = CachedTags(root / "cached")
+        self.note_folders = (*(notes.directory for notes in self._notes), self.cached.directory)
         self._lease = Lease(self._locks)
         self.memory = Memory(root / "memory.json", self._locks / "memory")
         self._index = IndexFile(root / INDEX_FILE)
@@ -239,6 +243,10 @@ class Store:
             os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
 
+    def push_note(self, name: str) -> contextlib.AbstractContextManager[PushNote | None]:
+        """What is known of an upload to a registry; the contract is that of ``pushes.push_note``."""
+        return push_note(self.partials, name)
+
     def tag(self, source: Reference, target: Reference) -> StoredTag:
         """Give what ``source`` names another name; in another repository, with all that belongs to it there.
 
@@ -284,23 +292,54 @@ class Store:
         """
         return self.carry_out(self.plan_remove(reference))
 
-    def plan_prune(self, *, grace: timedelta = GRACE, partial_age: timedelta = PARTIAL_AGE) -> Cleanup:
-        """What ``prune`` would take away: what no tag needs, and what interrupted transfers left long ago.
+    def plan_prune(
+        self,
+        *,
+        grace: timedelta = GRACE,
+        partial_age: timedelta = PARTIAL_AGE,
+        cached_age: timedelta | None = None,
+    ) -> Cleanup:
+        """What ``prune`` would take away: what no tag needs, and what interrupted transfers left long ago; with
+        ``cached_age`` also the tags that only a proxy put there, and that nobody has asked for in that time.
 
         What is younger than ``grace``, or held by a running process, is left alone.
         """
         now = time.time()
         with self.locked():
             held = held_digests(self._locks)
+        graph, index = Graph(self.blobs), self.read_index()
+        idle = () if cached_age is None else self._idle_cached(index, older_than=now - cached_age.total_seconds())
+        forgotten = plan_forget(graph, index, self.blobs, idle)
+        names = {name for name, _ in forgotten.entries}
         plan = plan_prune(
-            Graph(self.blobs), self.read_index(), self.blobs, held=held, young_since=now - grace.total_seconds()
+            graph,
+            index.without(lambda entry: entry.name in names),
+            self.blobs,
+            held=held,
+            young_since=now - grace.total_seconds(),
         )
         partials = idle_partials(self._unfinished(), older_than=now - partial_age.total_seconds())
-        return replace(plan, partials=partials)
+        return replace(plan, tags=forgotten.tags, entries=(*forgotten.entries, *plan.entries), partials=partials)
 
-    def prune(self, *, grace: timedelta = GRACE, partial_age: timedelta = PARTIAL_AGE) -> Cleanup:
-        """Free what nothing needs; never anything tagged."""
-        return self.carry_out(self.plan_prune(grace=grace, partial_age=partial_age))
+    def prune(
+        self,
+        *,
+        grace: timedelta = GRACE,
+        partial_age: timedelta = PARTIAL_AGE,
+        cached_age: timedelta | None = None,
+    ) -> Cleanup:
+        """Free what nothing needs; of what is tagged only what ``cached_age`` says."""
+        return self.carry_out(self.plan_prune(grace=grace, partial_age=partial_age, cached_age=cached_age))
+
+    def _idle_cached(self, index: Index, *, older_than: float) -> tuple[Entry, ...]:
+        """What a proxy put under tags that nobody asked for since, and that no person pulled or built as well."""
+        idle = set(self.cached.idle(older_than=older_than))
+        return tuple(
+            entry
+            for entry in index.entries
+            if (entry.name, str(entry.descriptor.digest)) in idle
+            and not any(notes.read(entry.descriptor.digest) for notes in self._notes)
+        )
 
     def carry_out(self, plan: Cleanup) -> Cleanup:
         """Do what a plan says, as far as it still holds; returns what went."""
@@ -318,6 +357,8 @@ class Store:
                 self.blobs.path(digest).unlink(missing_ok=True)
                 for notes in self._notes:
                     notes.discard(digest)
+            for name in names:
+                self.cached.forget(name)
             if blobs:
                 shards.forget_broken(self.root / SHARDS)
             partials = tuple(partial for partial in plan.partials if discard_partial(partial[0]))

@@ -50,9 +50,17 @@ def open_locked(path: Path) -> int:
 def reopen_locked(path: Path) -> int | None:
     """Open a file that exists and hold its lock until the descriptor is closed; None when it is gone or in use."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return _claim(path, os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError:
         return None
+
+
+def claim(path: Path) -> int | None:
+    """Open a file, made if missing, and hold its lock until the descriptor is closed; None when it is in use."""
+    return _claim(path, os.open(path, _FLAGS, 0o600))
+
+
+def _claim(path: Path, descriptor: int) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_still(path, descriptor):

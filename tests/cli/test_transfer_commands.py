@@ -139,10 +139,16 @@ def test_a_push_to_a_second_repository_sends_no_weights(
     modelpack("tag", reference, copy, "--store", tmp_path / "here")
     fake.requests.clear()
 
-    answer = modelpack("push", copy, "--store", tmp_path / "here", "--json").json("push")
+    result = modelpack("push", copy, "--store", tmp_path / "here", "--json", "--progress", "json")
+    answer = result.json("push")
 
     assert fake.count("PUT", "blobs/uploads") == 0
-    assert answer["transfer"]["bytes_resumed"] == answer["bytes_copied"] > 0
+    assert answer["transfer"]["bytes_mounted"] == answer["bytes_copied"] > 0
+    assert answer["transfer"]["bytes_resumed"] == 0
+    told = steps(result.stderr, "tiny-Q8_0.gguf")
+    assert {(one["mounted"], one["resumed"]) for one in told} == {(len(WEIGHTS), 0)}
+    assert told[-1]["done"] == len(WEIGHTS)
+    assert "mounted from another repository" in json.loads(result.stderr.splitlines()[-1])["message"]
     assert pull(modelpack, copy).code == 0
 
 

@@ -13,7 +13,7 @@ import pytest
 _CONFIG = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}{storage}}}
 http: {{addr: "{address}"{tls}}}
 {auth}
 """
@@ -21,7 +21,11 @@ http: {{addr: "{address}"{tls}}}
 
 @contextmanager
 def running_docker_registry(
-    directory: Path, *, htpasswd: str | None = None, certificate: tuple[Path, Path] | None = None
+    directory: Path,
+    *,
+    htpasswd: str | None = None,
+    certificate: tuple[Path, Path] | None = None,
+    read_only: bool = False,
 ) -> Iterator[str]:
     """Its address. ``htpasswd`` is a line for basic auth, ``certificate`` the PEM files of certificate and key."""
     binary = shutil.which("docker-registry")
@@ -36,8 +40,9 @@ def running_docker_registry(
         (directory / "htpasswd").write_text(htpasswd + "\n")
         auth = f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}"
     tls = f", tls: {{certificate: {certificate[0]}, key: {certificate[1]}}}" if certificate else ""
+    storage = ", maintenance: {readonly: {enabled: true}}" if read_only else ""
     config = directory / "config.yml"
-    config.write_text(_CONFIG.format(root=directory / "data", address=address, auth=auth, tls=tls))
+    config.write_text(_CONFIG.format(root=directory / "data", address=address, auth=auth, tls=tls, storage=storage))
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen([binary, "serve", str(config)], stdout=output, stderr=output)

@@ -19,6 +19,8 @@ worker_processes 2;
 events {{}}
 http {{
   access_log {directory}/access.log combined;
+  log_format connections '$connection $msec $request_time $request';
+  access_log {directory}/connections.log connections;
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
@@ -36,6 +38,23 @@ http {{
   }}
 }}
 """
+
+
+def parallel_connections(directory: Path, path: str) -> tuple[int, int]:
+    """Over how many connections requests for ``path`` came, and over how many at once, by nginx's own account."""
+    connections, events = set(), []
+    for line in (directory / "connections.log").read_text().splitlines():
+        connection, ended, lasted, request = line.split(" ", 3)
+        if request.startswith(f"GET {path} "):
+            connections.add(connection)
+            begun = float(ended) - float(lasted)
+            # One that ends in the millisecond in which another begins was not beside it.
+            events += [(round(begun, 3), 1), (round(float(ended) - 0.002, 3), -1)]
+    going = most = 0
+    for _, change in sorted(events):
+        going += change
+        most = max(most, going)
+    return len(connections), most
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class Exchange(BaseHTTPRequestHandler):
         chunked = self.headers.get("Transfer-Encoding", "") == "chunked"
         self.body = self._read_chunks() if chunked else self.rfile.read(length)
         recorded.body_size = len(self.body)
+        if not chunked and len(self.body) < length:
+            self.keep_broken(self.body)
+            self.close_connection = True
+            return
         self.handle_request()
         self.fake.after_request(self.command, self.path)
 

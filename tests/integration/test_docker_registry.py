@@ -3,14 +3,17 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fakes.artifacts import put_cncf_model
 from fakes.certificates import make_certificate
 from fakes.docker_registry import running_docker_registry
 
@@ -125,6 +128,25 @@ def test_tags_cannot_be_deleted_there_and_it_says_so(repository: Repository) -> 
 
     with pytest.raises(RegistryRefusedError, match="does not delete tags"):
         repository.delete("v1")
+
+
+def test_a_registry_in_read_only_mode_is_called_so(modelpack: Callable[..., Any], tmp_path: Path) -> None:
+    with running_docker_registry(tmp_path / "registry") as address:
+        push(connect(address).repository("tiny", push=True), b"weights", tag="v1")
+    with running_docker_registry(tmp_path / "registry", read_only=True) as address:
+        repository = connect(address).repository("tiny", push=True)
+        there = repository.fetch_manifest(repository.resolve("v1"))
+        with pytest.raises(RegistryRefusedError, match=r"refused manifest .* \(HTTP 405\): it is read-only"):
+            repository.put_manifest(there, tag="v2")
+        with pytest.raises(RegistryRefusedError, match="it is read-only"):
+            repository.delete(str(there.digest))
+        put_cncf_model(Store.open(tmp_path / "here"), f"{address}/new/tiny:v1", b"GGUF")
+
+        refused = modelpack("push", f"{address}/new/tiny:v1", "--store", tmp_path / "here", "--json")
+
+    error = refused.json("error")["error"]
+    assert (error["exit"], error["retryable"]) == (1, False)
+    assert re.search(r"refused an upload of blob .* \(HTTP 405\): it is read-only", error["message"])
 
 
 def test_an_artifact_travels_from_store_to_registry_to_store(repository: Repository, tmp_path: Path) -> None:

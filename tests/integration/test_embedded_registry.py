@@ -170,6 +170,30 @@ def test_a_cancelled_upload_is_gone(client: Client, store: Store) -> None:
     assert list(store.partials.iterdir()) == []
 
 
+def test_an_upload_on_its_way_is_known_however_many_came_after_it(client: Client, store: Store) -> None:
+    begun = [client("POST", "/v2/me/tiny/blobs/uploads/").headers["Location"] for _ in range(3)]
+    bodies = []
+    for location in begun:
+        # It has sent half of its body when seventy others begin.
+        connection = http.client.HTTPConnection(client.address, timeout=20)
+        connection.putrequest("PATCH", location)
+        connection.putheader("Content-Length", str(len(CONTENT)))
+        connection.endheaders(CONTENT[:1000])
+        bodies.append(connection)
+    others = [client("POST", "/v2/me/tiny/blobs/uploads/").headers["Location"] for _ in range(70)]
+
+    assert {client("GET", location).status for location in (*begun, *others)} == {204}
+
+    for connection, location in zip(bodies, begun, strict=True):
+        with closing(connection):
+            connection.send(CONTENT[1000:])
+            assert connection.getresponse().status == 202
+        assert client("PUT", f"{location}?digest={DIGEST}").status == 201
+    assert {client("PUT", f"{location}?digest={DIGEST}", CONTENT).status for location in others} == {201}
+    store.rehash(Descriptor(OCTETS, Digest(DIGEST), len(CONTENT)))
+    assert list(store.partials.iterdir()) == []
+
+
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE"])
 def test_who_waited_for_an_upload_to_end_finds_none(client: Client, store: Store, method: str) -> None:
     location = client("POST", "/v2/me/tiny/blobs/uploads/").headers["Location"]

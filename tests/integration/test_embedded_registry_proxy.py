@@ -1,6 +1,7 @@
 """The embedded registry before another one: what is asked for comes from there, once, verified, and stays."""
 
 import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.docker_registry import running_docker_registry
@@ -157,6 +160,106 @@ def test_wrong_bytes_from_upstream_are_never_kept(far: FakeRegistry, kept: Store
         for _ in chunks:
             pass
     assert kept.blobs.size(layer.digest) is None
+
+
+def idle_since(store: Store, *, days: int) -> None:
+    """Nobody has asked for anything, and nothing was written, for so long."""
+    then = time.time() - days * 24 * 3600
+    for path in (*store.cached.directory.iterdir(), *store.blobs.directory.iterdir()):
+        os.utime(path, (then, then))
+
+
+def names(store: Store) -> list[str]:
+    return [str(one.reference) for one in store.list()]
+
+
+def test_what_nobody_asks_for_any_more_is_pruned_with_its_signatures(
+    far: FakeRegistry, kept: Store, tmp_path: Path
+) -> None:
+    manifest = far.add_artifact("me/tiny", b"weights", b"licence", tag="v1")
+    far.add_artifact("me/tiny", b"signature", subject=manifest.descriptor)
+    far.add_artifact("me/tiny", b"cosign's", tag=f"sha256-{manifest.digest.hex}.sig")
+    far.add_artifact("me/tiny", b"weights", b"news", tag="v2")
+    with before(far, kept) as proxy:
+        pull(proxy, Store.open(tmp_path / "one"), "v1")
+        idle_since(kept, days=40)
+        pull(proxy, Store.open(tmp_path / "two"), "v2")
+        assert kept.plan_prune().entries == (), "no tag goes by itself"
+
+        plan = kept.plan_prune(cached_age=timedelta(days=30))
+        gone = kept.prune(cached_age=timedelta(days=30))
+
+        assert [str(tag) for tag in gone.tags] == [f"{far.address}/me/tiny:v1"]
+        assert plan.blobs == gone.blobs
+        assert manifest.layers[1].digest in {digest for digest, _ in gone.blobs}
+        assert manifest.layers[0].digest not in {digest for digest, _ in gone.blobs}
+        assert names(kept) == [f"{far.address}/me/tiny:v2"]
+        assert not [entry for entry in kept.read_index().entries if manifest.digest.hex in entry.name]
+        assert fsck.check(kept).findings == ()
+        # It is there for the next who asks.
+        pull(proxy, Store.open(tmp_path / "three"), "v1")
+        assert len(names(kept)) == 2
+    kept.prune(grace=timedelta(0), cached_age=timedelta(0))
+    assert (names(kept), list(kept.cached.directory.iterdir())) == ([], [])
+
+
+def test_what_somebody_asked_for_is_kept_even_when_nobody_answers_upstream(
+    far: FakeRegistry, kept: Store, tmp_path: Path
+) -> None:
+    far.add_artifact("me/tiny", b"weights", tag="v1")
+    with before(far, kept) as proxy:
+        pull(proxy, Store.open(tmp_path / "one"))
+        for answers in (True, False):
+            idle_since(kept, days=40)
+            if not answers:
+                far.fail("HEAD", "/v2/", times=99, status=503)
+            proxy.resolve("v1")
+            assert kept.prune(cached_age=timedelta(days=30)).tags == ()
+
+
+def test_what_a_person_has_under_a_tag_is_no_cache(far: FakeRegistry, kept: Store, tmp_path: Path) -> None:
+    manifest = far.add_artifact("me/tiny", b"weights", tag="pulled")
+    far.add_manifest("me/tiny", manifest, tag="own")
+    far.add_manifest("me/tiny", manifest, tag="moved")
+    there = kept.repository(f"{far.address}/me/tiny")
+    remote = connect(far.address).repository("me/tiny")
+    copy(remote, there, remote.resolve("own"), tag="own")
+    with before(far, kept) as proxy:
+        for tag in ("own", "moved"):
+            pull(proxy, Store.open(tmp_path / tag), tag)
+        other = far.add_artifact("me/other", b"mine")
+        source = connect(far.address).repository("me/other")
+        copy(source, there, other.descriptor, tag="moved")
+        pull(proxy, Store.open(tmp_path / "pulled"), "pulled")
+    idle_since(kept, days=40)
+    plan = kept.plan_prune(cached_age=timedelta(0))
+    assert [str(tag) for tag in plan.tags] == [f"{far.address}/me/tiny:pulled"]
+
+    # As pull does.
+    kept.put_receipt(manifest.digest, {"reference": f"{far.address}/me/tiny:pulled"})
+
+    assert kept.prune(cached_age=timedelta(0)).tags == ()
+    assert names(kept) == [f"{far.address}/me/tiny:{tag}" for tag in ("moved", "own", "pulled")]
+
+
+def test_the_command_that_prunes_a_cache(
+    far: FakeRegistry, modelpack: Callable[..., Any], kept: Store, tmp_path: Path
+) -> None:
+    far.add_artifact("me/tiny", b"weights", tag="v1")
+    with before(far, kept) as proxy:
+        pull(proxy, Store.open(tmp_path / "one"))
+    idle_since(kept, days=2)
+    store = ("--store", kept.root, "--json")
+
+    assert modelpack("prune", *store).json("prune")["tags"] == []
+    assert modelpack("prune", "--cached", "3d", *store).json("prune")["tags"] == []
+    planned = modelpack("prune", "--cached", "1d", "--dry-run", *store).json("prune")
+    gone = modelpack("prune", "--cached", "1d", *store).json("prune")
+
+    assert planned["tags"] == gone["tags"] == [f"{far.address}/me/tiny:v1"]
+    assert planned["bytes"] == gone["bytes"] > 0
+    assert names(kept) == []
+    assert modelpack("prune", "--cached", "soon").code == 2
 
 
 @pytest.mark.parametrize("selector", ["v1%3Fx=1", "..%2F..%2Fv2", "v1%23", "sha256:zz"])

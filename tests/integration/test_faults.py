@@ -7,6 +7,7 @@ something incomplete. When the fault is gone, the same command ends well.
 import email.utils
 import hashlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -303,6 +304,36 @@ def test_push(fake: FakeRegistry, tmp_path: Path, row: Row) -> None:
     check_registry(fake)
     assert fake.tags["me/tiny", "v1"] == str(manifest.digest)
     assert fake.blobs[str(manifest.layers[0].digest)] == LARGE
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_bodies_that_are_wanted_once_more_wait_for_no_connection_but_their_own(
+    fake: FakeRegistry, tmp_path: Path, jobs: int
+) -> None:
+    """Each token ends between the POST and the PUT, so that all bodies are sent twice."""
+    store = Store.open(tmp_path / "store")
+    contents = [bytes([number]) * 300_000 for number in range(8)]
+    layers = [store.write_small(content, "application/octet-stream") for content in contents]
+    store.write_small(EMPTY_JSON, EMPTY_CONFIG.media_type)
+    manifest = image_manifest(config=EMPTY_CONFIG, layers=layers, artifact_type="application/x.test")
+    store.repository("tiny").put_manifest(manifest, tag="v1")
+    fake.auth = "token"
+    challenge = f'Bearer realm="{fake.url}/token",service="fake",scope="repository:me/tiny:pull,push"'
+    for begun in range(30):
+        fake.fail("PUT", f"uploads/{begun}[?]", status=401, headers={"WWW-Authenticate": challenge})
+    done: list[bool] = []
+
+    def push() -> None:
+        copy(store.repository("tiny"), remote(fake), manifest.descriptor, tag="v1", jobs=jobs)
+        done.append(True)
+
+    thread = threading.Thread(target=push, daemon=True)
+    thread.start()
+    thread.join(timeout=BUDGET)
+
+    assert done
+    check_registry(fake)
+    assert fake.tags["me/tiny", "v1"] == str(manifest.digest)
 
 
 @pytest.mark.parametrize("quirks", FLAVOURS, ids=lambda quirks: quirks.name)

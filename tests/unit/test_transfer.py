@@ -508,6 +508,40 @@ def test_an_index_nested_without_end_is_refused(here: FakeRegistry, there: FakeR
         copy(open_repository(here), open_repository(there), manifest.descriptor, tag="v1")
 
 
+def test_what_hangs_on_what_hangs_on_it_without_end_is_left_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    """Whoever may attach something to a model must not be able to keep others from copying it."""
+    last = here.add_artifact("me/tiny", b"weights", tag="v1").descriptor
+    chain = [last := here.add_artifact("me/tiny", bytes([number]), subject=last).descriptor for number in range(12)]
+    source, target = open_repository(here), open_repository(there)
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1")
+
+    assert (result.referrers_copied, result.referrers_left) == (7, {chain[7].digest})
+    assert "v1" in target.list_tags()
+
+
+def test_what_was_attached_and_then_taken_apart_is_left_behind(here: FakeRegistry, there: FakeRegistry) -> None:
+    model = here.add_artifact("me/tiny", b"weights", tag="v1")
+    sound = here.add_artifact("me/tiny", b"signature", subject=model.descriptor)
+    apart = here.add_artifact("me/tiny", b"gone", b"signature", subject=model.descriptor)
+    legacy = f"sha256-{model.digest.hex}.sig"
+    here.add_artifact("me/tiny", b"gone too", tag=legacy)
+    for content in (b"gone", b"gone too"):
+        del here.blobs[str(Digest.of(content))]
+    source, target = open_repository(here), open_repository(there)
+
+    result = mirror(source, target, source.resolve("v1"), tag="v1")
+
+    assert [one.digest for one in target.list_referrers(model.digest)] == [sound.digest]
+    assert apart.digest in result.referrers_left
+    assert result.blobs_absent >= {Digest.of(b"gone")}
+    assert "v1" in target.list_tags()
+
+    del here.blobs[str(Digest.of(b"weights"))], there.blobs[str(Digest.of(b"weights"))]
+    with pytest.raises(NotFoundError):
+        copy(source, target, source.resolve("v1"), tag="v1")
+
+
 class Heard:
     """What a progress bar would have been told."""
 

@@ -1,12 +1,18 @@
 """What is known of registries, as data."""
 
+import threading
+from pathlib import Path
+
 import pytest
+from fakes.registry import FakeRegistry
 
 from modelpack.errors import RegistryRefusedError
 from modelpack.oci.digest import Digest
 from modelpack.oci.manifest import Descriptor
 from modelpack.registry.client import connect
-from modelpack.registry.profiles import GENERIC, PROFILES, Patch, profile_of
+from modelpack.registry.profiles import GENERIC, PROFILES, Patch, Profile, profile_of
+from modelpack.store import Store
+from modelpack.transfer import copy
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,41 @@ def test_a_profile_is_found_by_the_registrys_name(registry: str, name: str) -> N
 
 def test_profiles_have_names_of_their_own() -> None:
     assert len({profile.name for profile in PROFILES}) == len(PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("profile", "jobs", "expected"),
+    [(GENERIC, None, 4), (profile_of("docker.io"), None, 8), (profile_of("docker.io"), 2, 2), (GENERIC, 6, 6)],
+)
+def test_a_registry_that_slows_connections_down_is_read_over_more_of_them(
+    tmp_path: Path, profile: Profile, jobs: int | None, expected: int
+) -> None:
+    going, most = 0, 0
+    changed = threading.Condition()
+
+    def arrived(client: int) -> None:
+        """Each answer waits for as many others as are to come at once, and a moment for one too many."""
+        nonlocal going, most
+        with changed:
+            going += 1
+            most = max(most, going)
+            changed.notify_all()
+            changed.wait_for(lambda: most >= expected, timeout=10)
+            changed.wait_for(lambda: most > expected, timeout=0.3)
+
+    def left(client: int) -> None:
+        nonlocal going
+        with changed:
+            going -= 1
+
+    with FakeRegistry() as fake:
+        fake.add_artifact("me/tiny", *(bytes([number]) * 1000 for number in range(20)), tag="v1")
+        source = connect(fake.address, profile=profile).repository("me/tiny")
+        fake.before_answer, fake.after_answer = arrived, left
+
+        copy(source, Store.open(tmp_path / "store").repository("tiny"), source.resolve("v1"), tag="v1", jobs=jobs)
+
+    assert most == expected
 
 
 def test_a_layer_that_a_registry_does_not_take_is_refused_before_anything_is_sent() -> None:
