@@ -26,6 +26,7 @@ from modelpack.convert.tensor import Shards, Tensor, stack
 from modelpack.convert.vocabulary import Vocabulary
 from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, metadata_bytes, write_file
 from modelpack.errors import InvalidCheckpointError, InvalidInputError, UnknownArchitectureError
+from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
 
 _BLOCK = re.compile(r"((?:enc\.)?blk\.)(\d+)", re.ASCII)
@@ -127,15 +128,15 @@ def run_conversion(
     path: Path,
     *,
     deep: bool = False,
-    is_durable: bool = True,
+    is_final: bool = True,
     between: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
-) -> None:
+) -> Digest | None:
     """Write the GGUF file of a plan to ``path``, whole or not at all. The same plan gives the same bytes.
 
     ``between`` is called every few MiB, and what it raises ends the work.
-    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused. What is not to
-    be ``is_durable`` is not synced to the disk.
+    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused. What is not
+    ``is_final`` but only to be worked on is neither synced to the disk nor hashed: None in place of its digest.
     Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
 
@@ -143,12 +144,12 @@ def run_conversion(
         plan.shards.forget()
         between()
 
-    write_file(
+    return write_file(
         path,
         plan.header,
         plan.tensors,
         deep=deep,
-        is_durable=is_durable,
+        is_final=is_final,
         between=after_a_piece,
         progress=progress,
     )
@@ -159,7 +160,7 @@ def write_vocabulary(plan: ConversionPlan, path: Path) -> None:
 
     Raises InsufficientDiskError.
     """
-    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_durable=False)
+    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_final=False)
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:
