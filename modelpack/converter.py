@@ -34,7 +34,7 @@ class ConverterChoice:
     allow_mismatch: bool = False
     """Go on with a model that llama.cpp gives other tokens than the checkpoint's own tokenizer, and say so in it."""
     file_type: str | None = None
-    """What modelpack's own converter makes: F32, F16 or BF16; the checkpoint's own type unless given."""
+    """What modelpack's own converter makes: F32, F16, BF16 or Q8_0; the checkpoint's own type unless given."""
 
     def plan(self, checkpoint: Checkpoint, name: str) -> "AnyPlan":
         """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""

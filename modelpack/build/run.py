@@ -29,6 +29,7 @@ from modelpack.progress import SILENT, Progress
 from modelpack.signing import oms
 from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
+from modelpack.upstream import UpstreamPlan
 from modelpack.weights import Imatrix, Weights, fact_annotations, make_weights, obtain_imatrix
 
 if TYPE_CHECKING:
@@ -62,11 +63,15 @@ class BuiltVariant:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What variants are made of: a GGUF file and its type, and its digest where it was written to be one of them."""
+    """What variants are made of: a GGUF file and its type. Where it was written to be one of them: its digest, and if
+    that quantized it, from what and which tensors fell back to another type.
+    """
 
     path: Path
     type: str
     digest: Digest | None = None
+    quantized_from: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 def run_build(
@@ -145,11 +150,12 @@ def _pack_variant(
     progress: Progress,
 ) -> tuple[Manifest, BuiltVariant]:
     """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
-    made, intermediate, digest = Weights(), None, None
     if base.type == variant.quantization.name:
         weights, is_ours, digest = base.path, plan.gguf is None, base.digest
+        made, intermediate = Weights(base.fallbacks), base.quantized_from
     else:
-        weights, is_ours, intermediate = work / variant.file_name, True, base.type
+        weights, is_ours, digest = work / variant.file_name, True, None
+        intermediate = base.type
         made = make_weights(
             base.path, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
         )
@@ -275,7 +281,9 @@ def _convert(plan: BuildPlan, conversion: "AnyPlan", work: Path, progress: Progr
         between = (lambda: None) if choice.allow_mismatch else gate.look
         digest = convert(conversion, path, deep=choice.deep, is_final=is_final, between=between, progress=progress)
         mismatch = gate.mismatch(path, is_allowed=choice.allow_mismatch, progress=progress)
-    return _Base(path, type_, digest), mismatch
+    if isinstance(conversion, UpstreamPlan):
+        return _Base(path, type_), mismatch
+    return _Base(path, type_, digest, conversion.quantized_from, conversion.fallbacks), mismatch
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from modelpack.atomic_file import disk_errors, sync_directory
-from modelpack.convert.tensor import Rows, Tensor, encode
+from modelpack.convert import q8_0
+from modelpack.convert.tensor import Rows, Tensor, are_finite, encode
 from modelpack.errors import ConversionError, InvalidCheckpointError
 from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 ALIGNMENT = 32
-CHUNK_SIZE = 2 << 20
+CHUNK_SIZE = 1 << 20
 _MOST_THREADS = 8
 
 _PACKED = {
@@ -50,12 +51,13 @@ _PACKED = {
     GGUFValueType.FLOAT64: "d",
 }
 _LENGTH = struct.Struct("<Q").pack
-_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+# Weights in a block of each type, and its bytes.
+_BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (q8_0.BLOCK, q8_0.BLOCK_SIZE)}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor under its GGUF name, and the type in which it will be written: F32, F16 or BF16."""
+    """A tensor under its GGUF name, and the type in which it will be written: F32, F16, BF16 or Q8_0."""
 
     name: str
     type: str
@@ -63,7 +65,8 @@ class PlannedTensor:
 
     @property
     def size(self) -> int:
-        return prod(self.tensor.shape) * _WIDTHS[self.type]
+        weights, size = _BLOCKS[self.type]
+        return prod(self.tensor.shape) // weights * size
 
 
 def metadata_bytes(metadata: Mapping[str, gguf.GGUFValue]) -> bytes:
@@ -157,7 +160,7 @@ def _piece(planned: PlannedTensor, start: int, *, deep: bool) -> Rows:
     tensor = planned.tensor
     rows = tensor.read(start, min(start + _rows_at_once(planned), tensor.rows))
     encoded = encode(rows, tensor.dtype, planned.type)
-    if deep and not np.isfinite(encode(encoded, planned.type, "F32")).all():
+    if deep and not are_finite(encoded, planned.type):
         raise InvalidCheckpointError(f"tensor {planned.name} holds a NaN, or what {planned.type} cannot hold")
     return np.ascontiguousarray(encoded).reshape(-1)
 
