@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 32
 CHUNK_SIZE = 1 << 20
 _MOST_THREADS = 8
+_MOST_BEHIND = 4  # pieces that are written and not yet hashed
 
 _PACKED = {
     GGUFValueType.UINT8: "B",
@@ -180,21 +181,21 @@ class _Hashed:
     def __init__(self, file: BinaryIO, thread: Executor, writeback: Writeback) -> None:
         self._file, self._thread, self._writeback = file, thread, writeback
         self._hasher = hashlib.sha256()
-        self._last: Future[None] | None = None
+        self._behind: deque[Future[None]] = deque()
 
     def write(self, content: "Buffer") -> None:
-        """``content`` is not to change before the next call."""
-        self._wait()
-        self._last = self._thread.submit(self._hasher.update, content)
+        """``content`` is not to change any more."""
+        self._behind.append(self._thread.submit(self._hasher.update, content))
         self._writeback.wrote(self._file.write(content))
+        self._wait(_MOST_BEHIND)
 
     def digest(self) -> Digest:
-        self._wait()
+        self._wait(0)
         return Digest.from_hex(self._hasher.hexdigest())
 
-    def _wait(self) -> None:
-        if self._last:
-            self._last.result()
+    def _wait(self, left: int) -> None:
+        while len(self._behind) > left:
+            self._behind.popleft().result()
 
 
 @contextlib.contextmanager
