@@ -32,13 +32,13 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk into InsufficientDiskError, which names ``path``."""
+def disk_errors(what: Path | str) -> Iterator[None]:
+    """Turns a full disk into InsufficientDiskError, which names ``what`` was to be written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientDiskError(f"no space left to write {path}") from error
+            raise InsufficientDiskError(f"no space left to write {what}") from error
         raise
 
 

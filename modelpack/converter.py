@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from modelpack import convert as native
 from modelpack.convert import Checkpoint
 from modelpack.errors import InvalidInputError, UnknownArchitectureError, UnsupportedError
+from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
 from modelpack.upstream import UpstreamEnvironment, UpstreamPlan, plan_upstream, run_upstream
 
@@ -33,7 +34,7 @@ class ConverterChoice:
     allow_mismatch: bool = False
     """Go on with a model that llama.cpp gives other tokens than the checkpoint's own tokenizer, and say so in it."""
     file_type: str | None = None
-    """What modelpack's own converter makes: F32, F16 or BF16; the checkpoint's own type unless given."""
+    """What modelpack's own converter makes: F32, F16, BF16 or Q8_0; the checkpoint's own type unless given."""
 
     def plan(self, checkpoint: Checkpoint, name: str) -> "AnyPlan":
         """Raises UnknownArchitectureError for an architecture that no converter at hand knows."""
@@ -69,18 +70,21 @@ def convert(
     target: Path,
     *,
     deep: bool = False,
+    is_final: bool = False,
     between: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
-) -> None:
-    """Carry either plan out, ``deep`` as it says at ``ConverterChoice``. The target is for what comes next: not synced.
-    ``between`` is called every few MiB of a native conversion, and what it raises ends the work.
+) -> Digest | None:
+    """Carry either plan out, ``deep`` as it says at ``ConverterChoice``. ``between`` is called every few MiB of a
+    native conversion, and what it raises ends the work. A native one that ``is_final``, and not only for what comes
+    next, is synced to the disk, and its digest returned.
 
     Raises ConversionError, InvalidCheckpointError for what a deep look finds, and WorkerError for the caged converter.
     """
     if isinstance(plan, UpstreamPlan):
         run_upstream(plan, target, progress=progress)
     else:
-        native.run_conversion(plan, target, deep=deep, is_durable=False, between=between, progress=progress)
+        return native.run_conversion(plan, target, deep=deep, is_final=is_final, between=between, progress=progress)
+    return None
 
 
 def converter_annotations(plan: "AnyPlan | None") -> dict[str, str]:

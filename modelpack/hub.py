@@ -5,7 +5,6 @@ What is fetched is decided here: weights as safetensors, and text; never pickle 
 """
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -18,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from modelpack.atomic_file import disk_errors
 from modelpack.errors import (
     AccessDeniedError,
     DigestMismatchError,
     HubUnavailableError,
-    InsufficientDiskError,
     InvalidContentError,
     MalformedReferenceError,
     NotFoundError,
@@ -285,7 +284,8 @@ def _translated(what: str) -> Iterator[None]:
     # The base of every HTTP error, of whichever httpx the client brings.
     transport_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     try:
-        yield
+        with disk_errors(what):
+            yield
     except errors.HFValidationError as error:
         raise MalformedReferenceError(f"{what}: {error}") from error
     except (errors.GatedRepoError, errors.DisabledRepoError) as error:
@@ -305,7 +305,3 @@ def _translated(what: str) -> Iterator[None]:
         raise HubUnavailableError(f"the hub does not answer, and {what} is not in its cache") from error
     except transport_error as error:
         raise HubUnavailableError(f"the hub does not answer a request for {what}: {error}") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientDiskError(f"no space left to fetch {what}") from error
-        raise

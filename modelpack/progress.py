@@ -9,7 +9,7 @@ class Step(Protocol):
     """One piece of work with a beginning and an end; a context manager."""
 
     def advance(self, amount: int) -> None:
-        """Add ``amount`` (bytes, or tensors where the step counts those) to what is done."""
+        """Add ``amount`` (bytes, or what else the step counts) to what is done."""
 
     def __enter__(self) -> Self: ...
 

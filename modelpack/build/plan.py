@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 _PLAIN_TYPES = ("F32", "F16", "BF16")
+_DIRECT_TYPES = (*_PLAIN_TYPES, "Q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def plan_build(
     wanted = [parse_quantization(name) for name in quantizations]
     options, converter = options or WeightsOptions(), converter or ConverterChoice()
     check_options(options, wanted)
-    if len(wanted) == 1 and wanted[0].name in _PLAIN_TYPES and options == WeightsOptions():
+    if len(wanted) == 1 and wanted[0].name in _DIRECT_TYPES and options == WeightsOptions():
         # Nothing is to be measured or quantized against an intermediate: convert to what is wanted at once.
         converter = replace(converter, file_type=wanted[0].name)
     name = reference.repository.rpartition("/")[2]

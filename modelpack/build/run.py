@@ -29,6 +29,7 @@ from modelpack.progress import SILENT, Progress
 from modelpack.signing import oms
 from modelpack.signing.keys import PrivateKey
 from modelpack.store import Store
+from modelpack.upstream import UpstreamPlan
 from modelpack.weights import Imatrix, Weights, fact_annotations, make_weights, obtain_imatrix
 
 if TYPE_CHECKING:
@@ -60,6 +61,19 @@ class BuiltVariant:
     toolchain: Toolchain | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What variants are made of: a GGUF file and its type. Where it was written to be one of them: its digest, and if
+    that quantized it, from what and which tensors fell back to another type.
+    """
+
+    path: Path
+    type: str
+    digest: Digest | None = None
+    quantized_from: str | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
 def run_build(
     plan: BuildPlan,
     store: Store,
@@ -87,22 +101,21 @@ def run_build(
         is_packaged = plan.gguf and any(variant.quantization.name == plan.gguf_type for variant in plan.variants)
         reading = None if is_packaged else stack.enter_context(InputReading(plan, progress))
         if plan.conversion:
-            base, base_type = work / "intermediate.gguf", plan.conversion.file_type
-            plan = replace(plan, tokenizer_mismatch=_convert(plan, plan.conversion, base, work, progress))
+            base, mismatch = _convert(plan, plan.conversion, work, progress)
+            plan = replace(plan, tokenizer_mismatch=mismatch)
         elif plan.gguf:
-            base, base_type = plan.gguf, plan.gguf_type or ""
+            base = _Base(plan.gguf, plan.gguf_type or "")
         else:
             raise AssertionError("a plan without a source")
-        _check_templates(base)
-        imatrix = obtain_imatrix(plan.options, base, work, progress=progress)
+        _check_templates(base.path)
+        imatrix = obtain_imatrix(plan.options, base.path, work, progress=progress)
         packed = {}
         # The intermediate itself comes last: by then nobody needs it here, and it moves into the store uncopied.
-        for variant in sorted(plan.variants, key=lambda variant: variant.quantization.name == base_type):
+        for variant in sorted(plan.variants, key=lambda variant: variant.quantization.name == base.type):
             packed[variant.quantization.name] = _pack_variant(
                 plan,
                 variant,
                 base,
-                base_type,
                 oms_key=oms_key,
                 imatrix=imatrix,
                 work=work,
@@ -128,8 +141,7 @@ def _workspace(store: Store, work_dir: Path | None, stack: ExitStack) -> Path:
 def _pack_variant(
     plan: BuildPlan,
     variant: Variant,
-    base: Path,
-    base_type: str,
+    base: _Base,
     *,
     oms_key: PrivateKey | None,
     imatrix: Imatrix | None,
@@ -138,17 +150,25 @@ def _pack_variant(
     progress: Progress,
 ) -> tuple[Manifest, BuiltVariant]:
     """Weights, documents and config into the store; the manifest that names them is returned, without a tag yet."""
-    made, intermediate = Weights(), None
-    if base_type == variant.quantization.name:
-        weights, is_ours = base, plan.gguf is None
+    if base.type == variant.quantization.name:
+        weights, is_ours, digest = base.path, plan.gguf is None, base.digest
+        made, intermediate = Weights(base.fallbacks), base.quantized_from
     else:
-        weights, is_ours, intermediate = work / variant.file_name, True, base_type
+        weights, is_ours, digest = work / variant.file_name, True, None
+        intermediate = base.type
         made = make_weights(
-            base, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
+            base.path, weights, variant.quantization, options=plan.options, imatrix=imatrix, progress=progress
         )
     header = read_whole_header(weights)
     shards = _import_weights(
-        weights, variant.file_name, plan.split_size, is_ours=is_ours, work=work, store=store, progress=progress
+        weights,
+        variant.file_name,
+        plan.split_size,
+        is_ours=is_ours,
+        digest=digest,
+        work=work,
+        store=store,
+        progress=progress,
     )
     files = (*shards, *_import_documents(plan.checkpoint, store))
     if oms_key:
@@ -179,7 +199,15 @@ def _pack_variant(
 
 
 def _import_weights(
-    path: Path, name: str, split_size: int | None, *, is_ours: bool, work: Path, store: Store, progress: Progress
+    path: Path,
+    name: str,
+    split_size: int | None,
+    *,
+    is_ours: bool,
+    digest: Digest | None,
+    work: Path,
+    store: Store,
+    progress: Progress,
 ) -> tuple[ModelFile, ...]:
     """The weights into the store: the one file, or its shards under names that llama.cpp understands."""
     stem = name.removesuffix(".gguf")
@@ -190,10 +218,10 @@ def _import_weights(
             paths = write_shards(path, planned, work / stem, progress=progress)
             if is_ours:
                 path.unlink()
-            is_ours = True
+            is_ours, digest = True, None
     files = []
     for number, shard in enumerate(paths, 1):
-        blob = store.import_file(shard, GGUF_TYPE, adopt=is_ours)
+        blob = store.import_file(shard, GGUF_TYPE, adopt=is_ours, digest=digest)
         own = name if len(paths) == 1 else shard_name(stem, number, len(paths))
         files.append(ModelFile(own, FileKind.WEIGHT, blob.digest, blob.size))
     return tuple(files)
@@ -237,7 +265,7 @@ def _describe(
     return with_facts(model, header)
 
 
-def _convert(plan: BuildPlan, conversion: "AnyPlan", base: Path, work: Path, progress: Progress) -> str | None:
+def _convert(plan: BuildPlan, conversion: "AnyPlan", work: Path, progress: Progress) -> tuple[_Base, str | None]:
     """Weights to a GGUF file, its tokenizer compared with the checkpoint's: how many texts differ, where any may.
 
     Raises TokenizerMismatchError where none may, as early as it is known.
@@ -247,10 +275,15 @@ def _convert(plan: BuildPlan, conversion: "AnyPlan", base: Path, work: Path, pro
     choice = plan.converter
     if plan.checkpoint is None:
         raise AssertionError("a conversion of no checkpoint")
+    path, type_ = work / "intermediate.gguf", conversion.file_type
+    is_final = plan.split_size is None and any(variant.quantization.name == type_ for variant in plan.variants)
     with TokenizerGate(conversion, plan.checkpoint, work) as gate:
         between = (lambda: None) if choice.allow_mismatch else gate.look
-        convert(conversion, base, deep=choice.deep, between=between, progress=progress)
-        return gate.mismatch(base, is_allowed=choice.allow_mismatch, progress=progress)
+        digest = convert(conversion, path, deep=choice.deep, is_final=is_final, between=between, progress=progress)
+        mismatch = gate.mismatch(path, is_allowed=choice.allow_mismatch, progress=progress)
+    if isinstance(conversion, UpstreamPlan):
+        return _Base(path, type_), mismatch
+    return _Base(path, type_, digest, conversion.quantized_from, conversion.fallbacks), mismatch
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

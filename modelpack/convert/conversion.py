@@ -6,7 +6,7 @@ byte, but for what ``tests/data/conversion/README.md`` lists.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from modelpack.convert import fp8
+from modelpack.convert import fp8, q8_0
 from modelpack.convert.architectures import Architecture, find_architecture
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.config import Config
@@ -22,13 +22,15 @@ from modelpack.convert.hyperparameters import FILE_TYPES
 from modelpack.convert.metadata import add_general, spelled_for_llama_cpp
 from modelpack.convert.special_tokens import SpecialTokens, read_special_tokens, strips_behind
 from modelpack.convert.splitting import adds_bos_unasked
-from modelpack.convert.tensor import Shards, Tensor, stack
+from modelpack.convert.tensor import Shards, Tensor, as_type, stack
 from modelpack.convert.vocabulary import Vocabulary
 from modelpack.convert.writer import PlannedTensor, data_size, header_bytes, metadata_bytes, write_file
 from modelpack.errors import InvalidCheckpointError, InvalidInputError, UnknownArchitectureError
+from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
 
 _BLOCK = re.compile(r"((?:enc\.)?blk\.)(\d+)", re.ASCII)
+_NUMBERED = re.compile(r"blk\.(\d+)\.", re.ASCII)
 # llama.cpp computes with these in F32 only, whatever the file's type; with vectors, too.
 _ALWAYS_F32 = (
     "_norm.weight",
@@ -46,13 +48,21 @@ class ConversionPlan:
     architecture: str
     """llama.cpp's name, for example ``llama``."""
     file_type: str
-    """F32, F16 or BF16."""
+    """F32, F16, BF16 or Q8_0."""
     metadata: Mapping[str, Any]
     """GGUF keys and values, tokens and all, in the order of the file."""
     tensors: tuple[PlannedTensor, ...]
     encoded_metadata: bytes = field(repr=False)
     """The metadata as they lie in the file."""
     shards: Shards = field(repr=False)
+    quantized_from: str | None = None
+    """The type, the checkpoint's own, that Q8_0 is made from; None where nothing is quantized."""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Tensors that were to be quantized, and whose rows are not whole blocks."""
+        wanted = [one for one in self.tensors if self.quantized_from and _is_quantized(one.name, one.tensor)]
+        return tuple(one.name for one in wanted if one.type != self.file_type)
 
     @property
     def tensor_count(self) -> int:
@@ -83,10 +93,13 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     Raises UnknownArchitectureError, InvalidCheckpointError, UnsupportedError, InvalidInputError.
     """
     architecture = _find_architecture(checkpoint)
-    file_type = _choose_type(checkpoint, file_type)
+    file_type = _own_type(checkpoint) if file_type is None else file_type.upper()
+    if file_type not in FILE_TYPES:
+        raise InvalidInputError(f"a checkpoint is converted to {', '.join(FILE_TYPES)}, not to {file_type!r}")
+    quantized_from = _own_type(checkpoint) if file_type == "Q8_0" else None
     config = architecture.config(checkpoint.config, file_type=file_type, pooling=checkpoint.pooling)
     shards = Shards()
-    tensors = _plan_tensors(architecture, checkpoint, config, shards)
+    tensors = _plan_tensors(architecture, checkpoint, config, shards, quantized_from or file_type)
     vocabulary = _read_vocabulary(architecture, checkpoint, config, tensors)
     _check_tensors(architecture, tensors, config, vocabulary)
 
@@ -109,6 +122,10 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
     for add in architecture.special_tokens:
         add(writer, config)
     values = writer.kv_data[0]
+    if quantized_from:
+        tensors = _quantized(tensors)
+        for key in ("general.quantization_version", "general.file_type"):  # llama.cpp sets them anew
+            values[key] = values.pop(key)
     title = values["general.name"]
     title.value = spelled_for_llama_cpp(title.value, tokens=vocabulary.tokens, strips=strips_behind(checkpoint))
     checkpoint.forget()
@@ -119,6 +136,7 @@ def plan_conversion(checkpoint: Checkpoint, *, file_type: str | None = None, nam
         tensors=tuple(tensors),
         encoded_metadata=metadata_bytes(values),
         shards=shards,
+        quantized_from=quantized_from,
     )
 
 
@@ -127,15 +145,16 @@ def run_conversion(
     path: Path,
     *,
     deep: bool = False,
-    is_durable: bool = True,
+    is_final: bool = True,
     between: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
-) -> None:
+) -> Digest | None:
     """Write the GGUF file of a plan to ``path``, whole or not at all. The same plan gives the same bytes.
 
     ``between`` is called every few MiB, and what it raises ends the work.
-    ``deep`` looks at every weight: a NaN or an infinity, stored or made by a narrower type, is refused. What is not to
-    be ``is_durable`` is not synced to the disk.
+    ``deep`` looks at every weight, and quantizing does so anyway: a NaN or an infinity, stored or made by a narrower
+    type, is refused. What is not
+    ``is_final`` but only to be worked on is neither synced to the disk nor hashed: None in place of its digest.
     Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
 
@@ -143,12 +162,12 @@ def run_conversion(
         plan.shards.forget()
         between()
 
-    write_file(
+    return write_file(
         path,
         plan.header,
         plan.tensors,
-        deep=deep,
-        is_durable=is_durable,
+        deep=deep or plan.quantized_from is not None,
+        is_final=is_final,
         between=after_a_piece,
         progress=progress,
     )
@@ -159,7 +178,7 @@ def write_vocabulary(plan: ConversionPlan, path: Path) -> None:
 
     Raises InsufficientDiskError.
     """
-    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_durable=False)
+    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_final=False)
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -173,11 +192,7 @@ def _find_architecture(checkpoint: Checkpoint) -> Architecture:
         raise
 
 
-def _choose_type(checkpoint: Checkpoint, file_type: str | None) -> str:
-    if file_type is not None:
-        if file_type.upper() not in FILE_TYPES:
-            raise InvalidInputError(f"a checkpoint is converted to F32, F16 or BF16, not to {file_type!r}")
-        return file_type.upper()
+def _own_type(checkpoint: Checkpoint) -> str:
     # config.json's torch_dtype is not to be believed: the matrices say what they are.
     for stored in checkpoint.tensors.values():
         if len(stored.shape) > 1 and stored.dtype in FILE_TYPES:
@@ -186,8 +201,9 @@ def _choose_type(checkpoint: Checkpoint, file_type: str | None) -> str:
 
 
 def _plan_tensors(
-    architecture: Architecture, checkpoint: Checkpoint, config: Config, shards: Shards
+    architecture: Architecture, checkpoint: Checkpoint, config: Config, shards: Shards, matrices: str
 ) -> list[PlannedTensor]:
+    """What is to be written; ``matrices`` is their type."""
     # What is to be stacked stands, by what its members' names share, where the last of them lies.
     entries: list[tuple[str, Tensor] | str] = list(architecture.extra_tensors(config))
     stacks: dict[str, dict[str, dict[int, tuple[str, Tensor]]]] = {}
@@ -212,9 +228,37 @@ def _plan_tensors(
             placed += _stacked(stacks[entry])
     planned = []
     for name, tensor in placed:
-        is_plain = len(tensor.shape) == 1 or not name.endswith(".weight") or name.endswith(_ALWAYS_F32)
-        planned.append(PlannedTensor(name, "F32" if is_plain else config.file_type, tensor))
+        planned.append(PlannedTensor(name, matrices if _is_matrix(name, tensor) else "F32", tensor))
     return planned
+
+
+def _is_matrix(name: str, tensor: Tensor) -> bool:
+    return len(tensor.shape) > 1 and name.endswith(".weight") and not name.endswith(_ALWAYS_F32)
+
+
+def _quantized(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """What llama.cpp makes of a file of these tensors when it quantizes to Q8_0, in its order."""
+    planned = []
+    for one in sorted(tensors, key=_place_in_llama_cpp):
+        tensor = one.tensor
+        while tensor.shape[0] == 1 < len(tensor.shape):  # ggml counts dimensions up to the last that is not 1
+            tensor = replace(tensor, shape=tensor.shape[1:])
+        if _is_quantized(one.name, tensor):
+            type_ = "Q8_0" if tensor.row_length % q8_0.BLOCK == 0 else "F16"
+            planned.append(PlannedTensor(one.name, type_, as_type(tensor, one.type)))
+        else:
+            planned.append(replace(one, tensor=tensor))
+    return planned
+
+
+def _is_quantized(name: str, tensor: Tensor) -> bool:
+    return _is_matrix(name, tensor) and not name.endswith("attn_rel_b.weight")
+
+
+def _place_in_llama_cpp(planned: PlannedTensor) -> tuple[int, bytes]:
+    """Blocks by number, what belongs to none before them, by name within (``weight_name_comparer``)."""
+    block = _NUMBERED.match(planned.name)
+    return int(block[1]) if block else -1, planned.name.encode()
 
 
 def _open_tensor(checkpoint: Checkpoint, shards: Shards, name: str) -> Tensor:

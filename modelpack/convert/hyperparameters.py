@@ -17,6 +17,7 @@ FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 """What a checkpoint can be converted to; anything smaller is llama.cpp's work (``modelpack.quantize``)."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelpack.convert import q8_0
 from modelpack.convert.safetensors import StoredTensor
 from modelpack.errors import InvalidCheckpointError, UnsupportedError
 
@@ -197,6 +198,13 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
     return Tensor((len(tensors), *first.shape), first.dtype, read)
 
 
+def as_type(tensor: Tensor, dtype: str) -> Tensor:
+    """The tensor in another type, as ``encode`` gives it."""
+    if tensor.dtype == dtype:
+        return tensor
+    return Tensor(tensor.shape, dtype, lambda start, stop: encode(tensor.read(start, stop), tensor.dtype, dtype))
+
+
 def add_one(tensor: Tensor) -> Tensor:
     """In F32: some models store how far their norm's weights are from one."""
     return Tensor(
@@ -207,23 +215,39 @@ def add_one(tensor: Tensor) -> Tensor:
 
 
 def encode(rows: Rows, source: str, target: str) -> Rows:
-    """Rows of one type as another: exact to a wider type, rounded to nearest, ties to even, to a narrower one."""
+    """Rows of one type as another: exact to a wider type, rounded to nearest, ties to even, to a narrower one; or as
+    blocks of Q8_0.
+    """
     if source == target:
         return rows
     if source == "BF16" and target == "F16":
         # There are only 65,536 of them.
         halves: Rows = np.take(_bf16_as_f16(), rows, mode="clip")
         return halves
-    values = (rows.astype("<u4") << 16).view("<f4") if source == "BF16" else rows.astype("<f4", copy=False)
+    values = _widened(rows) if source == "BF16" else rows.astype("<f4", copy=False)
     if target == "F32":
         return values
+    if target == "Q8_0":
+        return q8_0.quantize(values)
     return _to_f16(values) if target == "F16" else _to_bf16(values)
+
+
+def are_finite(rows: Rows, dtype: str) -> bool:
+    """Whether there is no NaN and no infinity among them."""
+    if dtype == "Q8_0":
+        return q8_0.are_finite(rows)
+    return bool(np.isfinite(encode(rows, dtype, "F32")).all())
+
+
+def _widened(bf16: Rows) -> Rows:
+    bits = bf16.astype("<u4")
+    bits <<= 16
+    return bits.view("<f4")
 
 
 @cache
 def _bf16_as_f16() -> Rows:
-    every = np.arange(1 << 16, dtype="<u4")
-    return _to_f16((every << 16).view("<f4"))
+    return _to_f16(_widened(np.arange(1 << 16, dtype="<u2")))
 
 
 def _to_f16(values: Rows) -> Rows:

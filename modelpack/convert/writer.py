@@ -5,31 +5,38 @@ every tensor at once and says the size of a file only after writing it; a plan h
 """
 
 import contextlib
-import errno
+import hashlib
 import itertools
 import os
 import struct
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from modelpack.atomic_file import sync_directory
-from modelpack.convert.tensor import Rows, Tensor, encode
-from modelpack.errors import ConversionError, InsufficientDiskError, InvalidCheckpointError
+from modelpack.atomic_file import disk_errors, sync_directory
+from modelpack.convert import q8_0
+from modelpack.convert.tensor import Rows, Tensor, are_finite, encode
+from modelpack.errors import ConversionError, InvalidCheckpointError
+from modelpack.oci.digest import Digest
 from modelpack.progress import SILENT, Progress
+from modelpack.writeback import Writeback
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 ALIGNMENT = 32
-CHUNK_SIZE = 2 << 20
+CHUNK_SIZE = 1 << 20
 _MOST_THREADS = 8
+_MOST_BEHIND = 4  # pieces that are written and not yet hashed
 
 _PACKED = {
     GGUFValueType.UINT8: "B",
@@ -45,12 +52,13 @@ _PACKED = {
     GGUFValueType.FLOAT64: "d",
 }
 _LENGTH = struct.Struct("<Q").pack
-_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+# Weights in a block of each type, and its bytes.
+_BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (q8_0.BLOCK, q8_0.BLOCK_SIZE)}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor under its GGUF name, and the type in which it will be written: F32, F16 or BF16."""
+    """A tensor under its GGUF name, and the type in which it will be written: F32, F16, BF16 or Q8_0."""
 
     name: str
     type: str
@@ -58,7 +66,8 @@ class PlannedTensor:
 
     @property
     def size(self) -> int:
-        return prod(self.tensor.shape) * _WIDTHS[self.type]
+        weights, size = _BLOCKS[self.type]
+        return prod(self.tensor.shape) // weights * size
 
 
 def metadata_bytes(metadata: Mapping[str, gguf.GGUFValue]) -> bytes:
@@ -95,31 +104,37 @@ def write_file(
     tensors: Sequence[PlannedTensor],
     *,
     deep: bool = False,
-    is_durable: bool = True,
+    is_final: bool = True,
     between: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,
-) -> None:
-    """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed.
+) -> Digest | None:
+    """Write a GGUF file, whole or not at all: under a temporary name beside ``path``, synced, then renamed. Its digest
+    is known by then.
 
     Holds a few MiB of weights for each of up to eight processors; ``between`` is called between pieces, and what it
-    raises ends the work. A file that is
-    not to be ``is_durable`` is not synced, for a caller that does it later. Raises InsufficientDiskError, and with
-    ``deep`` InvalidCheckpointError for weights that are not finite.
+    raises ends the work. A file that is not ``is_final`` but only to be worked on is neither synced nor hashed: None.
+    Raises InsufficientDiskError, and with ``deep`` InvalidCheckpointError for weights that are not finite.
     """
-    with _replacing(path, is_durable=is_durable) as file, progress.step("convert", total=data_size(tensors)) as step:
-        file.write(header)
+    with (
+        _replacing(path, is_final=is_final) as file,
+        contextlib.ExitStack() as stack,
+        progress.step("convert", total=data_size(tensors)) as step,
+    ):
+        output = stack.enter_context(_hashed(file)) if is_final else file
+        output.write(header)
         for planned, pieces in _encoded(tensors, deep=deep):
             written = 0
             for rows in pieces:
-                file.write(rows.data)
+                output.write(rows.data)
                 written += rows.nbytes
                 step.advance(rows.nbytes)
                 between()
             if written != planned.size:
                 raise ConversionError(f"tensor {planned.name} came to {written} bytes instead of {planned.size}")
             padding = _padding(planned.size)
-            file.write(bytes(padding))
+            output.write(bytes(padding))
             step.advance(padding)
+        return output.digest() if isinstance(output, _Hashed) else None
 
 
 def _encoded(tensors: Sequence[PlannedTensor], *, deep: bool) -> Iterator[tuple[PlannedTensor, Iterator[Rows]]]:
@@ -146,9 +161,9 @@ def _piece(planned: PlannedTensor, start: int, *, deep: bool) -> Rows:
     tensor = planned.tensor
     rows = tensor.read(start, min(start + _rows_at_once(planned), tensor.rows))
     encoded = encode(rows, tensor.dtype, planned.type)
-    if deep and not np.isfinite(encode(encoded, planned.type, "F32")).all():
+    if deep and not are_finite(encoded, planned.type):
         raise InvalidCheckpointError(f"tensor {planned.name} holds a NaN, or what {planned.type} cannot hold")
-    return np.ascontiguousarray(encoded)
+    return np.ascontiguousarray(encoded).reshape(-1)
 
 
 def _rows_at_once(planned: PlannedTensor) -> int:
@@ -160,25 +175,52 @@ def _processors() -> int:
     return min(found, _MOST_THREADS)
 
 
+class _Hashed:
+    """An open file, each piece of which is hashed on a thread of its own while it is written."""
+
+    def __init__(self, file: BinaryIO, thread: Executor, writeback: Writeback) -> None:
+        self._file, self._thread, self._writeback = file, thread, writeback
+        self._hasher = hashlib.sha256()
+        self._behind: deque[Future[None]] = deque()
+
+    def write(self, content: "Buffer") -> None:
+        """``content`` is not to change any more."""
+        self._behind.append(self._thread.submit(self._hasher.update, content))
+        self._writeback.wrote(self._file.write(content))
+        self._wait(_MOST_BEHIND)
+
+    def digest(self) -> Digest:
+        self._wait(0)
+        return Digest.from_hex(self._hasher.hexdigest())
+
+    def _wait(self, left: int) -> None:
+        while len(self._behind) > left:
+            self._behind.popleft().result()
+
+
 @contextlib.contextmanager
-def _replacing(path: Path, *, is_durable: bool) -> Iterator[BinaryIO]:
+def _hashed(file: BinaryIO) -> Iterator[_Hashed]:
+    with ThreadPoolExecutor(1) as thread, Writeback(file.fileno()) as writeback:
+        yield _Hashed(file, thread, writeback)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, *, is_final: bool) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with disk_errors(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fchmod(file.fileno(), 0o644)
-            if is_durable:
+            if is_final:
                 os.fsync(file.fileno())
         temporary.rename(path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientDiskError(f"no space left to write {path}") from error
         raise
-    if is_durable:
+    if is_final:
         sync_directory(path.parent)
 
 

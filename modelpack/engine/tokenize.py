@@ -10,6 +10,7 @@ from modelpack.engine.process import clean_environment
 from modelpack.errors import WorkerCrashedError, WorkerTimeoutError
 
 _TIMEOUT = 120.0
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 
 
 def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -39,10 +40,10 @@ def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
 
 def main() -> None:
     import ctypes
-    from importlib import import_module
-    from typing import Any
 
-    llama_cpp: Any = import_module("llama_cpp")
+    from modelpack.llama_library import load_llama
+
+    llama_cpp = load_llama()
     job = json.load(sys.stdin)
     settings = llama_cpp.llama_model_default_params()
     settings.vocab_only = True
@@ -50,7 +51,7 @@ def main() -> None:
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # llama_cpp has no types
     def remember(level: int, text: bytes, _data: object) -> None:
-        if level >= llama_cpp.GGML_LOG_LEVEL_ERROR:
+        if level >= _LOG_ERROR:
             errors.append(text.decode("utf-8", "replace").strip())
 
     llama_cpp.llama_log_set(remember, None)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from modelpack.errors import ConversionError
 from modelpack.imatrix import ImportanceMatrix, as_metadata
 from modelpack.isolation import limit_resources
+from modelpack.llama_library import load_llama
 from modelpack.quantize.choice import choose_types
 from modelpack.quantize.importance import match_importance
 from modelpack.quantize.layout import lay_out
-from modelpack.quantize.libggml import load_ggml, load_llama
+from modelpack.quantize.libggml import load_ggml
 from modelpack.quantize.rows import Work, write_rows
 from modelpack.quantize.types import TENSOR_TYPE_IDS
 

@@ -1,16 +1,8 @@
-"""llama.cpp and ggml as quantizing needs them, loaded without what surrounds them in llama-cpp-python.
-
-Only for the child process: whoever imports ``llama_cpp`` after this finds a package without its contents.
-"""
+"""The functions of ggml.h and gguf.h that quantizing needs. Only for the child process."""
 
 import ctypes
-import sys
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
-
-from modelpack.errors import ConversionError
 
 _size, _int64, _pointer, _text = ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
 
@@ -60,19 +52,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def load_llama() -> Any:
-    """The functions of llama.h. Half of what ``import llama_cpp`` takes are chat formats, Jinja and numpy."""
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ConversionError("llama-cpp-python is not installed")
-    package = ModuleType("llama_cpp")
-    package.__path__ = spec.submodule_search_locations
-    sys.modules["llama_cpp"] = package
-    return import_module("llama_cpp.llama_cpp")
-
-
 def load_ggml() -> ctypes.CDLL:
-    """The functions of ggml.h and gguf.h; after ``load_llama``. They let go of Python's lock while they run."""
+    """The functions, after llama.h was loaded. They let go of Python's lock while they run."""
     library: ctypes.CDLL = import_module("llama_cpp._ggml").libggml
     for name, (result, *arguments) in _SIGNATURES.items():
         function = getattr(library, name)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def quantize(
             "memory_limit": MEMORY_LIMIT,
         }
         command = [sys.executable, "-P", "-m", "modelpack.quantize.child", json.dumps(order)]
-        child = _Child(command, timeout, progress, len(header.tensors))
+        child = _Child(command, timeout, progress, {tensor.name: tensor.size for tensor in header.tensors})
         child.run(f"quantize {quantization.name}")
         if child.status != 0:
             raise _failure(child, source, target, quantization)
@@ -125,11 +126,13 @@ def quantize(
 class _Child:
     """The child process, and what its log says: how far it is, which tensors fell back, why it failed."""
 
-    _TENSOR = re.compile(r"^\[\d+/\d+\]")
+    _TENSOR = re.compile(r"^\[\d+/\d+\] (.*)")
     _FALLBACK = re.compile(r"(\S+)\s+- ncols .*\(required for type\s+(\S+)\).*falling back to\s+(\S+)")
     _FAILURE = re.compile(r"failed to quantize: (.*)")
 
-    def __init__(self, command: list[str], timeout: float | None, progress: Progress, tensors: int) -> None:
+    def __init__(
+        self, command: list[str], timeout: float | None, progress: Progress, tensors: Mapping[str, int]
+    ) -> None:
         self.command = command
         self.timeout = timeout
         self.progress = progress
@@ -144,7 +147,7 @@ class _Child:
         environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         with (
-            self.progress.step(label, total=self.tensors, unit="tensors") as step,
+            self.progress.step(label, total=sum(self.tensors.values())) as step,
             subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -167,14 +170,14 @@ class _Child:
                     timer.cancel()
 
     def _read(self, line: str) -> int:
-        """Learn from one line of the log; returns how many tensors it announces."""
+        """Learn from one line of the log; returns the bytes of the tensor that it announces."""
         if line:
             self.last_lines.append(line)
         if match := self._FALLBACK.search(line):
             self.fallbacks.append(Fallback(*match.groups()))
         if match := self._FAILURE.search(line):
             self.reason = match.group(1)
-        return 1 if self._TENSOR.match(line) else 0
+        return self.tensors.get(match[1], 0) if (match := self._TENSOR.match(line)) else 0
 
     def _stop(self, process: "subprocess.Popen[bytes]") -> None:
         self.timed_out = True

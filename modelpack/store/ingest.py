@@ -22,7 +22,7 @@ from modelpack.oci.target import OpenBlob, RangedBlob, RangesIgnoredError
 from modelpack.store import locks, segments
 from modelpack.store.blobs import CHUNK_SIZE, Blobs
 from modelpack.store.journal import Journal
-from modelpack.store.writeback import Writeback
+from modelpack.writeback import Writeback
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Ingest:
         media_type: str,
         *,
         adopt: bool,
+        digest: Digest | None,
         on_digest: Callable[[Digest], object],
         on_bytes: Callable[[int], None],
     ) -> Descriptor:
@@ -96,12 +97,15 @@ class Ingest:
                     file = os.dup(source)
                 else:
                     file = self._copy(source, temporary)
+                    digest = None  # that of a copy is its own
                 try:
-                    # The disk writes while the processor hashes.
-                    with Writeback(file, every=1) as writeback:
-                        writeback.wrote(os.fstat(file).st_size)
-                        hexadecimal, size = sha256_of(file, on_bytes)
-                    digest = Digest.from_hex(hexadecimal)
+                    size = os.fstat(file).st_size
+                    if digest is None:
+                        # The disk writes while the processor hashes.
+                        with Writeback(file, every=1) as writeback:
+                            writeback.wrote(size)
+                            hexadecimal, size = sha256_of(file, on_bytes)
+                        digest = Digest.from_hex(hexadecimal)
                     descriptor = Descriptor(media_type, digest, size)
                     on_digest(digest)
                     if not self._blobs.has(descriptor):

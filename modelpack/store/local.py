@@ -215,15 +215,19 @@ class Store:
         media_type: str,
         *,
         adopt: bool = False,
+        digest: Digest | None = None,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> Descriptor:
         """Store a file as a blob: its extents shared where the file system can, else a copy.
 
-        With ``adopt`` the file itself moves into the store, for files that were made to go there (``workspace``).
+        With ``adopt`` the file itself moves into the store, for files that were made to go there (``workspace``). Where
+        the caller hashed one while writing it, ``digest`` says what came of it, and it is not read again.
         ``on_bytes`` hears of the bytes as they are hashed. The blob is held until this process ends or puts a
         manifest that names it. Raises NotFoundError, InvalidInputError, InsufficientDiskError.
         """
-        return self.ingest.import_file(path, media_type, adopt=adopt, on_digest=self.hold, on_bytes=on_bytes)
+        return self.ingest.import_file(
+            path, media_type, adopt=adopt, digest=digest, on_digest=self.hold, on_bytes=on_bytes
+        )
 
     def write_small(self, content: bytes, media_type: str) -> Descriptor:
         """Store a small blob from memory."""

@@ -15,7 +15,7 @@ from modelpack.errors import UnavailableError
 from modelpack.oci.digest import Digest
 from modelpack.oci.target import RangedBlob, RangesIgnoredError
 from modelpack.store.journal import Journal
-from modelpack.store.writeback import Writeback
+from modelpack.writeback import Writeback
 
 _BUFFER = 1 << 20
 _PER_CONNECTION = 32 << 20  # a connection more for less than this costs more than it brings

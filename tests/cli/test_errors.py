@@ -98,9 +98,13 @@ def test_a_hostile_gguf_is_refused_before_llama_cpp_sees_it(modelpack, name, hom
     assert [entry for entry in tree(home) if "/blobs/" in entry] == []
 
 
-def test_a_disk_that_takes_no_more_in_the_middle_leaves_no_tag_and_no_half_file(modelpack, tiny_checkpoint, home):
-    # Every write beyond 1 MiB fails; the intermediate GGUF has 1.8 MiB.
-    command = f"ulimit -f 1024; exec {sys.executable} -m modelpack build {tiny_checkpoint} -t a:v1 --quant Q8_0"
+# Every write beyond so many KiB fails; the intermediate GGUF has 1.8 MiB, Q8_0 without one 957 KiB.
+@pytest.mark.parametrize(("quantization", "limit"), [("Q4_K_M", 1024), ("Q8_0", 512)])
+def test_a_disk_that_takes_no_more_in_the_middle_leaves_no_tag_and_no_half_file(
+    modelpack, tiny_checkpoint, home, quantization, limit
+):
+    build = f"exec {sys.executable} -m modelpack build {tiny_checkpoint} -t a:v1 --quant {quantization}"
+    command = f"ulimit -f {limit}; {build}"
     process = subprocess.run(
         ["bash", "-c", f"trap '' XFSZ; {command}"],
         env={**os.environ, "HOME": str(home)},

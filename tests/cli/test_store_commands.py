@@ -54,6 +54,13 @@ def test_the_same_inputs_give_the_same_digest_in_another_folder_at_another_time_
     assert again.json("build")["variants"] == built
 
 
+def test_a_variant_is_the_same_alone_and_in_company(modelpack, built, tiny_checkpoint, tmp_path):
+    alone = modelpack(
+        "build", tiny_checkpoint, "-t", "demo/tiny-llama:v1", "--quant", "Q8_0", "--json", "--store", tmp_path / "other"
+    )
+    assert alone.json("build")["variants"][0]["digest"] == built[1]["digest"]
+
+
 def test_source_date_epoch_is_the_time_that_an_artifact_speaks_of(modelpack, tiny_checkpoint):
     modelpack("build", tiny_checkpoint, "-t", "a:v1", *TINY_Q4, env={"SOURCE_DATE_EPOCH": "1700000000"})
 

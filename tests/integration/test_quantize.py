@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from fakes.checkpoints import write_checkpoint
+from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
 
 import modelpack
 from modelpack.convert import Checkpoint, plan_conversion, run_conversion
@@ -86,8 +87,39 @@ def test_a_converted_checkpoint_quantizes_to_the_same_bytes_everywhere(bf16: Pat
     assert result.size == (tmp_path / "one.gguf").stat().st_size
     assert result.fallbacks == ()
     assert sha256(tmp_path / "one.gguf") == sha256(tmp_path / "elsewhere" / "two.gguf") == DIGESTS[name]
-    assert progress.steps == [(f"quantize {name}", 20, "tensors")]
-    assert progress.done == 20
+    size = sum(tensor.size for tensor in read_header(bf16).tensors)
+    assert progress.steps == [(f"quantize {name}", size, "B")]
+    assert progress.done == size > 1_800_000
+
+
+def assert_direct_is_quantized(directory: Path, name: str, at: Path) -> None:
+    direct = plan_conversion(Checkpoint.open(directory), file_type="Q8_0", name=name)
+    run_conversion(direct, at / "direct.gguf")
+    run_conversion(plan_conversion(Checkpoint.open(directory), name=name), at / "plain.gguf")
+    result = quantize(at / "plain.gguf", at / "quantized.gguf", QUANTIZATIONS["Q8_0"], threads=1)
+
+    assert sha256(at / "direct.gguf") == sha256(at / "quantized.gguf")
+    assert sorted(direct.fallbacks) == sorted(fallback.tensor for fallback in result.fallbacks)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
+def test_a_direct_conversion_to_q8_0_gives_the_bytes_of_the_detour(tmp_path: Path, name: str) -> None:
+    directory = TINY if name == "tiny-llama" else write_checkpoint(name, tmp_path / "checkpoint")
+
+    assert_direct_is_quantized(directory, name, tmp_path)
+
+
+def test_a_direct_conversion_rounds_as_the_detour_does(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
+    random, weights = np.random.default_rng(0), {}
+    for name, stored in Checkpoint.open(directory).tensors.items():
+        values = random.standard_normal(stored.shape, dtype=np.float32)
+        # One matrix in more bits than the checkpoint's own type has.
+        is_other = name == "model.layers.0.mlp.up_proj.weight"
+        weights[name] = ("F32", values) if is_other else ("BF16", (values.view("<u4") >> 16).astype("<u2"))
+    write_weights(directory, weights)
+
+    assert_direct_is_quantized(directory, "mixed", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "IQ4_XS", "Q2_K", "TQ1_0"])

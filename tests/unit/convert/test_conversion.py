@@ -286,6 +286,30 @@ def test_a_deep_look_finds_what_is_no_number(tiny: Path, tmp_path: Path, value: 
     run_conversion(plan_conversion(Checkpoint.open(TINY)), tmp_path / "out.gguf", deep=True)
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_quantizing_finds_what_is_no_number_unasked(tiny: Path, tmp_path: Path, name: str) -> None:
+    weights = {}
+    for other, stored in Checkpoint.open(tiny).tensors.items():
+        weights[other] = ("F32", np.ones(stored.shape, "<f4"))
+    weights[name][1][..., 7] = np.nan
+    write_weights(tiny, weights)
+
+    with pytest.raises(InvalidCheckpointError, match="holds a NaN"):
+        run_conversion(plan_conversion(Checkpoint.open(tiny), file_type="Q8_0"), tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("file_type", ["BF16", "Q8_0"])
+def test_a_conversion_knows_the_digest_of_what_it_wrote(tmp_path: Path, file_type: str) -> None:
+    plan = plan_conversion(Checkpoint.open(TINY), file_type=file_type)
+    digest = run_conversion(plan, tmp_path / "out.gguf")
+
+    assert digest is not None
+    assert digest.hex == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
+    assert run_conversion(plan, tmp_path / "again.gguf", is_final=False) is None
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+
+
 def test_experts_that_are_missing_or_differ_are_refused(tmp_path: Path) -> None:
     directory = write_checkpoint("qwen3-moe", tmp_path / "checkpoint")
     weights = {}

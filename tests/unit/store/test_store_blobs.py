@@ -228,6 +228,18 @@ def test_an_adopted_file_moves_without_a_copy(store: Store) -> None:
     assert partials(store) == []
 
 
+def test_an_adopted_file_is_what_its_writer_hashed_and_a_copy_is_what_it_holds(store: Store, tmp_path: Path) -> None:
+    with store.workspace() as folder:
+        (folder / "model.gguf").write_bytes(CONTENT)
+        read: list[int] = []
+        adopted = store.import_file(folder / "model.gguf", WEIGHT, adopt=True, digest=BLOB.digest, on_bytes=read.append)
+    assert (adopted, read) == (BLOB, [])
+    store.rehash(BLOB)
+
+    (tmp_path / "other").write_bytes(b"other")
+    assert store.import_file(tmp_path / "other", WEIGHT, digest=BLOB.digest) == Descriptor.of(b"other", WEIGHT)
+
+
 def test_what_is_imported_must_be_a_regular_file(store: Store, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     os.mkfifo(tmp_path / "pipe")

@@ -15,7 +15,7 @@ from store_artifacts import WEIGHT, opener
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import BlobStream, RangedBlob
 from modelpack.store import Store
-from modelpack.store.writeback import Writeback
+from modelpack.writeback import Writeback
 
 
 @pytest.fixture
