@@ -1,73 +1,77 @@
 """What token ids llama.cpp makes of texts, by a GGUF file's vocabulary alone, asked in a child process."""
 
+import ctypes
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from modelpack.engine.process import clean_environment
-from modelpack.errors import WorkerCrashedError, WorkerTimeoutError
+from modelpack.engine.entry import enter, take_log
+from modelpack.engine.process import Child
+from modelpack.engine.worker import explain_refusal
+from modelpack.errors import InsufficientMemoryError
 
+MEMORY_LIMIT = 4 << 30
+"""Bytes that llama.cpp may own; half a GiB was enough for two million tokens."""
 _TIMEOUT = 120.0
 
 
-def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
+def tokenize(path: Path, texts: Sequence[str], *, memory_limit: int = MEMORY_LIMIT) -> list[list[int]]:
     """The ids of each text, special tokens not added, but taken for such where the text has them; no weights are read.
 
-    Raises WorkerCrashedError, also when llama.cpp does not load the vocabulary, and WorkerTimeoutError.
+    Raises WorkerError where llama.cpp does not load the vocabulary, InsufficientMemoryError where it wants more than
+    ``memory_limit`` bytes, WorkerCrashedError and WorkerTimeoutError.
     """
-    job = json.dumps({"path": str(path), "texts": list(texts)}).encode("ascii")
+    doing = f"tokenizing with {path.name}"
+    child = Child(__name__, {"memory_limit": memory_limit, "path": str(path.absolute()), "texts": list(texts)})
+    deadline = time.monotonic() + _TIMEOUT
+    answer: list[list[int]] = []
     try:
-        result = subprocess.run(
-            [sys.executable, "-P", "-m", __name__],
-            input=job,
-            env=clean_environment(),
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise WorkerTimeoutError(f"llama.cpp did not tokenize with {path} within {_TIMEOUT:.0f} s") from error
-    if result.returncode:
-        last = result.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        reason = last[:500] or f"exit {result.returncode}"
-        raise WorkerCrashedError(f"llama.cpp cannot tokenize with {path}: {reason}")
-    answer: list[list[int]] = json.loads(result.stdout.decode("ascii").rpartition("\n")[2])
+        while len(answer) < len(texts):
+            event = child.wait_for_event(max(deadline - time.monotonic(), 0.0), doing)
+            if event["event"] == "failed":
+                raise explain_refusal(path.name, event["message"], child)
+            answer.append(event["ids"])
+    except InsufficientMemoryError as error:
+        raise InsufficientMemoryError(
+            f"llama.cpp needs more than {memory_limit / 2**30:.1f} GiB of memory for the vocabulary of {path.name}"
+        ) from error
+    finally:
+        child.close()
     return answer
 
 
 def main() -> None:
-    import ctypes
-    from importlib import import_module
-    from typing import Any
+    configuration, channel, _ = enter()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's buffers, which count, are as many as there are processors
+    try:
+        for ids in _tokenize(configuration):
+            channel.write(json.dumps({"event": "tokenized", "ids": ids}) + "\n")
+    except Exception as error:
+        channel.write(json.dumps({"event": "failed", "message": str(error) or type(error).__name__}) + "\n")
+        raise
 
+
+def _tokenize(configuration: dict[str, Any]) -> Iterator[list[int]]:
     llama_cpp: Any = import_module("llama_cpp")
-    job = json.load(sys.stdin)
+    take_log(llama_cpp)
     settings = llama_cpp.llama_model_default_params()
     settings.vocab_only = True
-    errors: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # llama_cpp has no types
-    def remember(level: int, text: bytes, _data: object) -> None:
-        if level >= llama_cpp.GGML_LOG_LEVEL_ERROR:
-            errors.append(text.decode("utf-8", "replace").strip())
-
-    llama_cpp.llama_log_set(remember, None)
-    model = llama_cpp.llama_model_load_from_file(job["path"].encode(), settings)
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(configuration["path"]), settings)
     if not model:
-        sys.exit(errors[0] if errors else "the vocabulary is not loaded")
+        raise RuntimeError("the vocabulary is not loaded")
     vocabulary = llama_cpp.llama_model_get_vocab(model)
-    answer = []
-    for text in job["texts"]:
+    for text in configuration["texts"]:
         content = text.encode("utf-8")
         size = len(content) + 16
         ids = (ctypes.c_int32 * size)()
         count = llama_cpp.llama_tokenize(vocabulary, content, len(content), ids, size, False, True)
         if count < 0:
-            sys.exit(f"{-count} tokens for a text of {len(content)} bytes")
-        answer.append(list(ids[:count]))
-    sys.stdout.write("\n" + json.dumps(answer))
+            raise RuntimeError(f"{-count} tokens for a text of {len(content)} bytes")
+        yield list(ids[:count])
 
 
 if __name__ == "__main__":

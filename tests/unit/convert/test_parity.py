@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from fakes.checkpoints import write_checkpoint
+from gguf import GGUFWriter, TokenType
 
 from modelpack.convert import Checkpoint, parity, plan_conversion, run_conversion
 from modelpack.engine.tokenize import tokenize
-from modelpack.errors import ConversionError, WorkerCrashedError
+from modelpack.errors import ConversionError, InsufficientMemoryError, WorkerError
 
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny-llama"
 
@@ -63,11 +64,34 @@ def test_a_wrong_vocabulary_is_an_error_that_shows_the_first_few(tmp_path: Path)
 
 
 @pytest.mark.llama
-def test_a_file_that_llama_cpp_does_not_load_is_a_crash_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(60))
+def test_a_file_that_llama_cpp_does_not_load_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = converted(TINY, tmp_path / "bad.gguf")
+    path.write_bytes(
+        path.read_bytes().replace(
+            b"ggml.model" + struct.pack("<IQ", 8, 5) + b"llama", b"ggml.model" + struct.pack("<IQ", 8, 5) + b"odder"
+        )
+    )
 
-    with pytest.raises(WorkerCrashedError, match=r"cannot tokenize with .*bad\.gguf: .+"):
-        tokenize(tmp_path / "bad.gguf", ["a"])
+    with pytest.raises(WorkerError, match=r"refused to load bad\.gguf: .*unknown tokenizer: 'odder'"):
+        tokenize(path, ["a"])
+
+
+@pytest.mark.llama
+def test_a_vocabulary_that_llama_cpp_has_no_memory_for_is_not_enough_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *map(str, range(1 << 20))])
+    writer.add_token_types([TokenType.UNKNOWN, *[TokenType.BYTE] * 256, *[TokenType.NORMAL] * (1 << 20)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    assert tokenize(path, ["a"], memory_limit=1 << 30)
+    with pytest.raises(
+        InsufficientMemoryError, match=r"more than 0\.2 GiB of memory for the vocabulary of large\.gguf"
+    ):
+        tokenize(path, ["a"], memory_limit=200 << 20)
 
 
 def test_the_shown_ids_are_both_sides_of_the_difference() -> None:
