@@ -13,7 +13,7 @@ from importlib.resources import files
 from itertools import combinations, pairwise
 from typing import Any
 
-from modelpack.convert.bounded_tokenizer import BoundedTokenizer
+from modelpack.convert.bounded_tokenizer import AddedToken, BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.limits import OVERLAP, Limit, find_limits
 from modelpack.convert.sentencepiece_model import SentencePieceModel
@@ -146,25 +146,14 @@ def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:
         yield from combinations(limits, count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Added:
-    token: int
-    content: str
-    strips: bool
-
-
-def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[_Added]:
+def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[AddedToken]:
     """Each added token that the model has a row for; but spaces, however written."""
     rows = rows if type(rows) is int else MAX_TOKENS
-    added = [
-        _Added(number, token.content, token.lstrip or token.rstrip)
-        for number, token in tokenizer.added_tokens
-        if number < rows
-    ]
+    added = [one for one in tokenizer.added_tokens if one.token < rows]
     return [one for one in added[:_ADDED] if one.content.strip() and SPACE not in one.content]
 
 
-def _in_company(added: Sequence[_Added]) -> list[str]:
+def _in_company(added: Sequence[AddedToken]) -> list[str]:
     """The first few, and the first few of those to which spaces belong: before a letter, between words, twice, and
     each before the next.
     """
@@ -174,11 +163,11 @@ def _in_company(added: Sequence[_Added]) -> list[str]:
     return around + [first + second for first, second in pairwise(contents)]
 
 
-def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
+def _sharing(added: Sequence[AddedToken]) -> dict[str, tuple[str, int]]:
     """Texts in which an added token ends with what a longer one begins with. Beside each: what comes before the longer
     one, and its id.
     """
-    beginnings: dict[str, _Added] = {}
+    beginnings: dict[str, AddedToken] = {}
     for one in sorted(added, key=lambda one: len(one.content.encode()), reverse=True):
         for length in range(1, min(len(one.content), _LONGEST_SHARED)):
             beginnings.setdefault(one.content[:length], one)
@@ -208,7 +197,7 @@ def _loses_letters(text: str) -> bool:
 
 def _is_lowered_by_half(text: str, tokenizer: BoundedTokenizer) -> bool:
     """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
-    return "\u0130" in text and "\u0307" in tokenizer.normalize("\u0130")
+    return "\u0130" in text and "\u0307" in tokenizer.normalize(["\u0130"])[0]
 
 
 @cache

@@ -120,11 +120,12 @@ def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | Non
     for piece, token in vocabulary.items():
         table.put(token, piece, TokenType.BYTE if falls_back and _is_byte(piece) else TokenType.NORMAL, 0.0)
     pre, normalize = find_pre_tokenizer(content, tokenizer)
-    for entry in added_tokens(tokenizer):
-        text = entry.get("content")
-        if isinstance(text, str) and not entry.get("normalized"):
-            text = normalize(text)
-        table.put_added(entry.get("id"), {**entry, "content": text})
+    added = added_tokens(tokenizer)
+    texts = [entry["content"] for entry in added if not entry.get("normalized")]
+    normalized = dict(zip(texts, normalize(texts), strict=True))
+    for entry in added:
+        text = entry["content"] if entry.get("normalized") else normalized[entry["content"]]
+        table.put_added(entry["id"], {**entry, "content": text})
     # A space ends the first part of a merge to llama.cpp.
     merges = [f"{left.replace(' ', SPACED)} {right.replace(' ', SPACED)}" for left, right in read_merges(model)]
     return table.vocabulary(WHITESPACE if pre == WHITESPACE else "gpt2", pre, merges=merges)
