@@ -9,17 +9,19 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import ConversionError
+from modelpack.gguf_header import GGML_TYPES
 from modelpack.imatrix import ImportanceMatrix, as_metadata
 from modelpack.isolation import limit_resources
 from modelpack.quantize.choice import choose_types
 from modelpack.quantize.importance import match_importance
-from modelpack.quantize.layout import lay_out
+from modelpack.quantize.layout import Tensor, lay_out
 from modelpack.quantize.libggml import load_ggml, load_llama
 from modelpack.quantize.rows import Work, write_rows
 from modelpack.quantize.types import TENSOR_TYPE_IDS
@@ -67,6 +69,8 @@ def _quantize(order: dict[str, Any]) -> bool:
     if choices is None:
         return False
     layout = lay_out(ggml, sources, choices, order["file_type"], metadata)
+    if not order["recipe"]["allow_requantize"]:
+        _refuse_requantizing(layout.tensors, order["sources"])
     importance = match_importance(layout.tensors, importance, order["file_type"])
     with ExitStack() as stack:
         shards = [stack.enter_context(open(source, "rb", buffering=0)) for source in sources]  # noqa: PTH123  # bytes
@@ -87,6 +91,16 @@ def _quantize(order: dict[str, Any]) -> bool:
             ggml, work, announce=lambda tensor: _log(f"[{next(numbers)}/{len(work.tensors)}] {tensor.name.decode()}")
         )
     return True
+
+
+def _refuse_requantizing(tensors: Sequence[Tensor], sources: Sequence[str]) -> None:
+    for tensor in tensors:
+        name, block, _ = GGML_TYPES[tensor.type]
+        if block > 1 and not tensor.is_copied:
+            raise ConversionError(
+                f"{Path(sources[tensor.shard]).name} is quantized already ({name}), and {tensor.name.decode()} would"
+                " lose twice; only --allow-requantize allows that"
+            )
 
 
 def _apply_recipe(llama: Any, parameters: Any, recipe: dict[str, Any]) -> object:

@@ -110,6 +110,8 @@ class Recipe:
     token_embedding_type: str | None = None
     pure: bool = False
     """One type for all tensors, no mixture."""
+    allow_requantize: bool = False
+    """Also what is quantized already and would get another type; else it is refused."""
 
 
 PLAIN_RECIPE = Recipe()
