@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
+from fakes.gguf_content import content_digest
 
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
 from modelpack.errors import (
@@ -22,10 +23,12 @@ from modelpack.errors import (
     UnsupportedError,
 )
 from modelpack.gguf_header import read_header
+from modelpack.quantize import QUANTIZATIONS, quantize
 
 DATA = Path(__file__).parent.parent.parent / "data"
 TINY = DATA / "tiny-llama"
-GOLDENS = json.loads((DATA / "conversion" / "goldens.json").read_text(encoding="utf-8"))["sha256"]
+RECORDS = json.loads((DATA / "conversion" / "goldens.json").read_text(encoding="utf-8"))
+GOLDENS = RECORDS["sha256"]
 
 
 @pytest.fixture
@@ -53,8 +56,19 @@ def test_a_conversion_equals_upstreams_byte_for_byte(tmp_path: Path, name: str, 
     assert converted(plan, tmp_path / "out.gguf") == GOLDENS[name][file_type]
 
 
+@pytest.mark.llama
+@pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
+def test_q8_0_holds_what_upstream_converts_to_in_another_order(tmp_path: Path, name: str) -> None:
+    directory = TINY if name == "tiny-llama" else write_checkpoint(name, tmp_path / "checkpoint")
+    run_conversion(plan_conversion(Checkpoint.open(directory), name=name), tmp_path / "own.gguf")
+
+    quantize(tmp_path / "own.gguf", tmp_path / "out.gguf", QUANTIZATIONS["Q8_0"])
+
+    assert content_digest(tmp_path / "out.gguf") == RECORDS["q8_0"][name]
+
+
 def test_every_golden_was_compared() -> None:
-    assert set(GOLDENS) == {"tiny-llama", *SYNTHETIC}
+    assert set(GOLDENS) == set(RECORDS["q8_0"]) == {"tiny-llama", *SYNTHETIC}
 
 
 def test_a_plan_says_what_the_file_will_be(tmp_path: Path) -> None:
