@@ -95,10 +95,6 @@ class BoundedTokenizer:
         result: list[str] = self._call("round_trips", list(texts))
         return result
 
-    def normalize(self, texts: Sequence[str]) -> list[str]:
-        result: list[str] = self._call("normalize", list(texts))
-        return result
-
     def _call(self, method: str, *parameters: object) -> Any:
         return self._ask(json.dumps([method, *parameters]).encode("ascii") + b"\n")
 

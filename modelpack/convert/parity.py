@@ -5,7 +5,6 @@ many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``
 """
 
 import json
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,6 @@ from modelpack.convert.bounded_tokenizer import AddedToken, BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.limits import OVERLAP, Limit, find_limits
 from modelpack.convert.sentencepiece_model import SentencePieceModel
-from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import InvalidCheckpointError, InvalidContentError, TokenizerMismatchError
 from modelpack.oci import strict_json
@@ -111,9 +109,7 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     document = _parsed(content)
     tokenizer = BoundedTokenizer(content, document)
     added = _added_tokens(tokenizer, rows)
-    plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
-    plain += [text for one in added for text in (one.content, "a" + one.content)]
-    plain += _in_company(added)
+    plain = [*texts(), *(text for one in added for text in (one.content, "a" + one.content)), *_in_company(added)]
     shared = _sharing(added)
     tried = [*dict.fromkeys([*plain, *shared])]
     ids = tokenizer.encode(tried)
@@ -181,23 +177,6 @@ def _sharing(added: Sequence[AddedToken]) -> dict[str, tuple[str, int]]:
         if len(result) >= _NEIGHBOURED:
             break
     return result
-
-
-def _is_beyond_llama_cpp(text: str, tokenizer: BoundedTokenizer, pre: str | None) -> bool:
-    """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
-    is_wordpiece = tokenizer.kind == "WordPiece"
-    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer)
-    return is_lowered or (is_wordpiece and _loses_letters(text))
-
-
-def _loses_letters(text: str) -> bool:
-    """Whether llama.cpp's WordPiece drops more than accents: vowel signs, and all but the first of Hangul's letters."""
-    return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
-
-
-def _is_lowered_by_half(text: str, tokenizer: BoundedTokenizer) -> bool:
-    """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
-    return "\u0130" in text and "\u0307" in tokenizer.normalize(["\u0130"])[0]
 
 
 @cache

@@ -53,10 +53,6 @@ class _Asked:
     def round_trips(self, texts: list[str]) -> list[str]:
         return [self._tokenizer.decode(ids, skip_special_tokens=False) for ids in self.encode(texts, special=False)]
 
-    def normalize(self, texts: list[str]) -> list[str]:
-        normalizer = self._tokenizer.normalizer
-        return texts if normalizer is None else [normalizer.normalize_str(text) for text in texts]
-
 
 def _answer(work: Callable[[], Any]) -> None:
     try:
