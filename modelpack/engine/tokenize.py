@@ -1,4 +1,7 @@
-"""What token ids llama.cpp makes of texts, by a GGUF file's vocabulary alone, asked in a child process."""
+"""What token ids llama.cpp makes of texts, and whether it takes a GGUF file at all, asked in a child process.
+
+No weights are read.
+"""
 
 import ctypes
 import json
@@ -17,27 +20,39 @@ from modelpack.errors import InsufficientMemoryError
 MEMORY_LIMIT = 4 << 30
 """Bytes that llama.cpp may own; half a GiB was enough for two million tokens."""
 _TIMEOUT = 120.0
+_LOAD_MODE_NONE = 0  # of enum llama_load_mode in llama.h
 
 
-def tokenize(path: Path, texts: Sequence[str], *, memory_limit: int = MEMORY_LIMIT) -> list[list[int]]:
-    """The ids of each text, special tokens not added, but taken for such where the text has them; no weights are read.
+def tokenize(
+    path: Path,
+    texts: Sequence[str],
+    *,
+    has_tensors: bool = False,
+    name: str | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> list[list[int]]:
+    """The ids of each text, special tokens not added, but taken for such where the text has them.
 
-    Raises WorkerError where llama.cpp does not load the vocabulary, InsufficientMemoryError where it wants more than
-    ``memory_limit`` bytes, WorkerCrashedError and WorkerTimeoutError.
+    ``has_tensors`` is for a file that is to be a model and not a vocabulary alone: llama.cpp has to know its
+    architecture, and each tensor has to be there in the right shape. ``name`` is what errors call it.
+
+    Raises WorkerError, UnknownArchitectureError where llama.cpp refuses to load it, InsufficientMemoryError where it
+    wants more than ``memory_limit`` bytes, WorkerCrashedError and WorkerTimeoutError.
     """
-    doing = f"tokenizing with {path.name}"
-    child = Child(__name__, {"memory_limit": memory_limit, "path": str(path.absolute()), "texts": list(texts)})
+    name = name or path.name
+    doing = f"tokenizing with {name}"
+    order = {"path": str(path.absolute()), "texts": list(texts), "has_tensors": has_tensors}
+    child = Child(__name__, {"memory_limit": memory_limit, **order})
     deadline = time.monotonic() + _TIMEOUT
     answer: list[list[int]] = []
     try:
-        while len(answer) < len(texts):
-            event = child.wait_for_event(max(deadline - time.monotonic(), 0.0), doing)
-            if event["event"] == "failed":
-                raise explain_refusal(path.name, event["message"], child)
+        while (event := child.wait_for_event(max(deadline - time.monotonic(), 0.0), doing))["event"] == "tokenized":
             answer.append(event["ids"])
+        if event["event"] == "failed":
+            raise explain_refusal(name, event["message"], child)
     except InsufficientMemoryError as error:
         raise InsufficientMemoryError(
-            f"llama.cpp needs more than {memory_limit / 2**30:.1f} GiB of memory for the vocabulary of {path.name}"
+            f"llama.cpp needs more than {memory_limit / 2**30:.1f} GiB of memory for the vocabulary of {name}"
         ) from error
     finally:
         child.close()
@@ -50,6 +65,7 @@ def main() -> None:
     try:
         for ids in _tokenize(configuration):
             channel.write(json.dumps({"event": "tokenized", "ids": ids}) + "\n")
+        channel.write(json.dumps({"event": "done"}) + "\n")
     except Exception as error:
         channel.write(json.dumps({"event": "failed", "message": str(error) or type(error).__name__}) + "\n")
         raise
@@ -59,10 +75,12 @@ def _tokenize(configuration: dict[str, Any]) -> Iterator[list[int]]:
     llama_cpp: Any = import_module("llama_cpp")
     take_log(llama_cpp)
     settings = llama_cpp.llama_model_default_params()
-    settings.vocab_only = True
+    settings.vocab_only = not configuration["has_tensors"]
+    # All but the weights: as llama.cpp itself does it to find out what fits into memory.
+    settings.no_alloc, settings.load_mode, settings.n_gpu_layers = True, _LOAD_MODE_NONE, 0
     model = llama_cpp.llama_model_load_from_file(os.fsencode(configuration["path"]), settings)
     if not model:
-        raise RuntimeError("the vocabulary is not loaded")
+        raise RuntimeError("it is not loaded")
     vocabulary = llama_cpp.llama_model_get_vocab(model)
     for text in configuration["texts"]:
         content = text.encode("utf-8")

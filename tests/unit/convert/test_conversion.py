@@ -15,6 +15,8 @@ from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
 from fakes.gguf_content import content_digest
 
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.convert.conversion import write_skeleton
+from modelpack.engine.tokenize import tokenize
 from modelpack.errors import (
     ConversionError,
     InvalidCheckpointError,
@@ -298,6 +300,39 @@ def test_a_deep_look_finds_what_is_no_number(tiny: Path, tmp_path: Path, value: 
         run_conversion(plan, tmp_path / "out.gguf", deep=True)
     assert not (tmp_path / "out.gguf").exists()
     run_conversion(plan_conversion(Checkpoint.open(TINY)), tmp_path / "out.gguf", deep=True)
+
+
+@pytest.mark.llama
+def test_a_deepseek_that_compresses_no_queries_loads_whatever_the_number_of_its_blocks(tmp_path: Path) -> None:
+    directory = write_checkpoint("deepseek-v2", tmp_path / "checkpoint")
+    weights = {
+        name: (stored.dtype, np.zeros(stored.shape, "<u2"))
+        for name, stored in Checkpoint.open(directory).tensors.items()
+        if ".q_a_" not in name and ".q_b_" not in name
+    }
+    for block in range(3):
+        weights[f"model.layers.{block}.self_attn.q_proj.weight"] = ("BF16", np.zeros((96, 64), "<u2"))
+    for path in directory.glob("model*"):
+        path.unlink()
+    write_weights(directory, weights)
+    change_config(directory, q_lora_rank=None)
+    plan = plan_conversion(Checkpoint.open(directory))
+    write_skeleton(plan, tmp_path / "skeleton.gguf")
+
+    assert plan.metadata["deepseek2.attention.q_lora_rank"] == 0
+    assert tokenize(tmp_path / "skeleton.gguf", ["a"], has_tensors=True)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("scalar", [None, 17])
+def test_a_gemma_whose_attention_llama_cpp_would_scale_otherwise_is_refused(
+    tmp_path: Path, name: str, scalar: int | None
+) -> None:
+    directory = write_checkpoint(name, tmp_path / "checkpoint")
+    change_config(directory, query_pre_attn_scalar=scalar)  # transformers takes 256 where it is silent
+
+    with pytest.raises(UnsupportedError, match=r"query_pre_attn_scalar is (17|256); llama\.cpp takes it for 16"):
+        plan_conversion(Checkpoint.open(directory))
 
 
 def test_experts_that_are_missing_or_differ_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fakes.checkpoints import write_checkpoint
 from sentencepiece import SentencePieceTrainer
 
 from modelpack.convert import Checkpoint, parity, plan_conversion
-from modelpack.convert.conversion import write_vocabulary
+from modelpack.convert.conversion import write_skeleton
 from modelpack.engine.tokenize import tokenize
 from modelpack.errors import TokenizerMismatchError
 
@@ -26,7 +26,7 @@ def tokens_and_trials(directory: Path) -> tuple[list[bytes], list[parity.Trial],
     """What is written, what is tried, and what llama.cpp makes of that."""
     checkpoint = Checkpoint.open(directory)
     plan = plan_conversion(checkpoint)
-    write_vocabulary(plan, directory / "out.gguf")
+    write_skeleton(plan, directory / "out.gguf")
     tokens = plan.metadata["tokenizer.ggml.tokens"]
     tried = parity.trials(checkpoint, pre=plan.metadata["tokenizer.ggml.pre"], rows=len(tokens))
     return tokens, tried, tokenize(directory / "out.gguf", [one.text for one in tried])
