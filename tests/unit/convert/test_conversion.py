@@ -335,6 +335,23 @@ def test_a_gemma_whose_attention_llama_cpp_would_scale_otherwise_is_refused(
         plan_conversion(Checkpoint.open(directory))
 
 
+@pytest.mark.parametrize("value", [1 << 31, -(1 << 31) - 1, 1 << 63])
+def test_a_setting_that_no_32_bits_hold_is_refused(tiny: Path, value: int) -> None:
+    (tiny / "generation_config.json").write_text(json.dumps({"top_k": value}))
+
+    with pytest.raises(InvalidCheckpointError, match=r"generation_config\.json has -?\d+ for top_k"):
+        plan_conversion(Checkpoint.open(tiny))
+
+
+@pytest.mark.parametrize("value", ["loudest", {}, 7])
+def test_a_way_to_choose_experts_that_is_none_is_refused(tmp_path: Path, value: object) -> None:
+    directory = write_checkpoint("deepseek-v3", tmp_path / "checkpoint")
+    change_config(directory, scoring_func=value)
+
+    with pytest.raises(InvalidCheckpointError, match="for scoring_func, which is not known"):
+        plan_conversion(Checkpoint.open(directory))
+
+
 def test_experts_that_are_missing_or_differ_are_refused(tmp_path: Path) -> None:
     directory = write_checkpoint("qwen3-moe", tmp_path / "checkpoint")
     weights = {}
