@@ -248,9 +248,9 @@ def _convert(plan: BuildPlan, conversion: "AnyPlan", base: Path, work: Path, pro
     if plan.checkpoint is None:
         raise AssertionError("a conversion of no checkpoint")
     with TokenizerGate(conversion, plan.checkpoint, work) as gate:
-        between = (lambda: None) if choice.allow_mismatch else gate.look
-        convert(conversion, base, deep=choice.deep, between=between, progress=progress)
-        return gate.mismatch(base, is_allowed=choice.allow_mismatch, progress=progress)
+        allowed = choice.allow_mismatch
+        convert(conversion, base, deep=choice.deep, between=lambda: gate.look(is_allowed=allowed), progress=progress)
+        return gate.mismatch(base, is_allowed=allowed, progress=progress)
 
 
 def _check_space(directory: Path, plan: BuildPlan) -> None:

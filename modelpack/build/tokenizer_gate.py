@@ -40,10 +40,14 @@ class TokenizerGate:
             pre, rows = conversion.metadata["tokenizer.ggml.pre"], len(conversion.metadata["tokenizer.ggml.tokens"])
             self._limits = self._pool.submit(_compare, checkpoint, skeleton, pre, rows)
 
-    def look(self) -> None:
-        """Raises what is known to be wrong by now. Does not wait."""
+    def look(self, *, is_allowed: bool = False) -> None:
+        """Raises what is known to be wrong by now, other tokens only where none may be. Does not wait."""
         if self._limits and self._limits.done():
-            self._limits.result()
+            try:
+                self._limits.result()
+            except TokenizerMismatchError:
+                if not is_allowed:
+                    raise
 
     def mismatch(self, converted: Path, *, is_allowed: bool, progress: Progress) -> str | None:
         """How many texts llama.cpp tokenizes otherwise than the checkpoint's own tokenizer, where any may be.

@@ -69,6 +69,7 @@ def test_where_a_mismatch_is_allowed_it_is_told_as_a_share(tmp_path: Path, odd: 
     progress = Warnings()
     with TokenizerGate(plan_conversion(odd), odd, tmp_path) as gate:
         share = gate.mismatch(tmp_path / "none.gguf", is_allowed=True, progress=progress)
+        gate.look(is_allowed=True)
 
     assert share is not None
     assert f"tokenizes {share.partition('/')[0]} of " in progress.heard[0]
@@ -111,15 +112,20 @@ def test_what_llama_cpp_would_not_load_ends_the_conversion_with_the_reason(tmp_p
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 1}))
     checkpoint = Checkpoint.open(directory)
-    plan = plan_conversion(checkpoint)
+    plan, written = plan_conversion(checkpoint), tmp_path / "out.gguf"
 
-    with (
-        TokenizerGate(plan, checkpoint, tmp_path) as gate,
-        pytest.raises(
-            ConversionError, match=r"load what becomes of the checkpoint: .*'blk\.0\.attn_k\.weight' has wrong"
-        ),
-    ):
-        gate.mismatch(tmp_path / "none.gguf", is_allowed=True, progress=SILENT)
+    with TokenizerGate(plan, checkpoint, tmp_path) as gate:
+
+        def look() -> None:
+            time.sleep(0.3)
+            gate.look(is_allowed=True)
+
+        with pytest.raises(
+            ConversionError, match=r"what becomes of the checkpoint: .*blk\.0\.attn_k\.weight' has wrong"
+        ):
+            run_conversion(plan, written, between=look)
+
+    assert not written.exists()
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
