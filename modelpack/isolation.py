@@ -1,4 +1,4 @@
-"""What a child process gives up before it touches anything from strangers: memory without end, and the network."""
+"""What a child process gives up before it touches anything from strangers: memory and time without end, the network."""
 
 import contextlib
 import ctypes
@@ -22,6 +22,17 @@ def limit_resources(memory: int) -> None:
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (lowest, lowest))
+
+
+def limit_time(seconds: int) -> None:
+    """SIGXCPU, which nothing here handles, ends this process when it has computed for so long, all threads together."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(
+            resource.RLIMIT_CPU, (seconds if hard == resource.RLIM_INFINITY else min(seconds, hard), hard)
+        )
 
 
 def leave_network() -> bool:

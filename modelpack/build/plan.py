@@ -162,10 +162,10 @@ def plan_build(
         raise InvalidInputError(f"{source.path.name} is split already, into shards of more than {split_size} bytes")
     variants = _variants(origin, reference, wanted, header.file_type, header.parameters)
     for variant in variants:
-        if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name):
+        if header.file_type not in (*_PLAIN_TYPES, variant.quantization.name) and not options.recipe.allow_requantize:
             raise InvalidInputError(
-                f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} can only be "
-                "made from F32, F16 or BF16"
+                f"{source.path} is quantized as {header.file_type} already; {variant.quantization.name} is made from "
+                "F32, F16 or BF16, and from anything else only with --allow-requantize"
             )
     return BuildPlan(
         origin, codec, variants, gguf=source.path, gguf_type=header.file_type, options=options, split_size=split_size

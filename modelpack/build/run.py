@@ -278,9 +278,16 @@ def _convert(plan: BuildPlan, conversion: "AnyPlan", work: Path, progress: Progr
     path, type_ = work / "intermediate.gguf", conversion.file_type
     is_final = plan.split_size is None and any(variant.quantization.name == type_ for variant in plan.variants)
     with TokenizerGate(conversion, plan.checkpoint, work) as gate:
-        between = (lambda: None) if choice.allow_mismatch else gate.look
-        digest = convert(conversion, path, deep=choice.deep, is_final=is_final, between=between, progress=progress)
-        mismatch = gate.mismatch(path, is_allowed=choice.allow_mismatch, progress=progress)
+        allowed = choice.allow_mismatch
+        digest = convert(
+            conversion,
+            path,
+            deep=choice.deep,
+            is_final=is_final,
+            between=lambda: gate.look(is_allowed=allowed),
+            progress=progress,
+        )
+        mismatch = gate.mismatch(path, is_allowed=allowed, progress=progress)
     if isinstance(conversion, UpstreamPlan):
         return _Base(path, type_), mismatch
     return _Base(path, type_, digest, conversion.quantized_from, conversion.fallbacks), mismatch

@@ -29,6 +29,9 @@ _OPTIONS = (
     click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings."),
     click.option("--pure", is_flag=True, help="One type for all tensors instead of a mixture."),
     click.option(
+        "--allow-requantize", is_flag=True, help="Quantize also what is quantized already: weights lose twice."
+    ),
+    click.option(
         "--converter",
         type=click.Choice(["auto", "native", "upstream"]),
         default="auto",
@@ -64,6 +67,7 @@ def parse_weights(arguments: dict[str, Any]) -> "WeightsOptions":
         output_tensor_type=parse_tensor_type(output) if output else None,
         token_embedding_type=parse_tensor_type(embedding) if embedding else None,
         pure=arguments["pure"],
+        allow_requantize=arguments["allow_requantize"],
     )
     return WeightsOptions(
         recipe=recipe,

@@ -1,25 +1,34 @@
-"""``tokenizers``, as far as it is trusted with a stranger's tokenizer.json: sizes are checked before it is loaded, what
-it raises is one error, and the time that it may take is limited.
+"""``tokenizers``, as far as it is trusted with a stranger's tokenizer.json: sizes are checked before it is loaded, and
+it runs in a child process (``tokenizers_child``) with a limit of memory and of time.
 
-It runs without the interpreter and cannot be stopped in the middle: a limit of time is looked at between texts, so what
-one text may take has to be limited by what is allowed to be large. Its regular expressions give up after ten million
-steps at one place of a text, about a tenth of a second.
+It runs without the interpreter and cannot be stopped in the middle, and its regular expressions give up only after ten
+million steps at one place of a text, about a tenth of a second.
 """
 
 import base64
+import binascii
+import contextlib
 import json
+import os
 import re
-import time
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
-from modelpack.convert.vocabulary import as_dict, check_length
-from modelpack.errors import InvalidCheckpointError
+from modelpack.convert.vocabulary import as_dict, check_length, steps
+from modelpack.errors import InvalidCheckpointError, InvalidContentError
+from modelpack.oci import strict_json
 
 MAX_GROWTH = 256
-MAX_SECONDS = 60.0
-"""For all that one loaded tokenizer is asked. Published ones take two, for everything."""
+MAX_SECONDS = 60
+"""Of a processor, for all that one loaded tokenizer is asked. Published ones take two, for everything."""
+MEMORY_LIMIT = 4 << 30
+"""Bytes that the child may own."""
 MAX_STEPS = 64
 MAX_CHARSMAP_SIZE = 16 << 20
 MAX_ADDED_TOKENS = 1 << 18
@@ -28,84 +37,104 @@ MAX_TEMPLATE = 1024
 
 _MAX_ADDED_LENGTH = 1024
 _MAX_NORMALIZED = 2048
-_AT_ONCE = 8
+_MAX_ANSWER = 1 << 28
 _KNOWN_EXPRESSIONS = (" {2,}", r"\s+")
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """``strips`` is whether spaces beside it are its own."""
+
+    token: int
+    content: str
+    strips: bool
 
 
 class BoundedTokenizer:
-    """A tokenizer that neither cuts nor pads. Every method raises InvalidCheckpointError."""
+    """A tokenizer that neither cuts nor pads. Every method raises InvalidCheckpointError.
+
+    Its child process ends with it.
+    """
 
     def __init__(self, tokenizer_json: bytes, document: Mapping[str, Any] | None = None) -> None:
         """``document`` is the same, parsed already, if it was."""
-        from tokenizers import Tokenizer
-
-        self._spent = 0.0
-        with self._asking():
-            document = json.loads(tokenizer_json) if document is None else document
-            check_sizes(document)
-            check_growth(document)
-            tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if getattr(tokenizer.model, "dropout", None):
-            tokenizer.model.dropout = None  # merges left out at random are for training
-        self._tokenizer = tokenizer
-
-    @property
-    def kind(self) -> str:
+        if document is None:
+            try:
+                document = strict_json.parse_object(tokenizer_json, what="tokenizer.json")
+            except InvalidContentError as error:
+                raise InvalidCheckpointError(str(error)) from error
+        check_sizes(document)
+        check_growth(document)
+        # Not in the directory that we happen to be in, and as few threads as the limit of time is counted for.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "modelpack.convert.tokenizers_child", str(MEMORY_LIMIT), str(MAX_SECONDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={
+                **{name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+                "TOKENIZERS_PARALLELISM": "false",
+            },
+        )
+        weakref.finalize(self, _end, self._child)
+        loaded = self._ask(b"%d\n%b" % (len(tokenizer_json), tokenizer_json))
+        self.kind: str = loaded["kind"]
         """``BPE``, ``Unigram``, ``WordPiece`` or ``WordLevel``."""
-        return type(self._tokenizer.model).__name__
-
-    @property
-    def added_tokens(self) -> list[tuple[int, Any]]:
-        """Ids and ``tokenizers.AddedToken``, by id."""
-        return sorted(self._tokenizer.get_added_tokens_decoder().items())
+        self.added_tokens = [AddedToken(*one) for one in loaded["added"]]
+        """By id."""
 
     def encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """The ids of each text, with ``special`` those of the tokens that begin and end it, too."""
-        result: list[list[int]] = []
-        for first in range(0, len(texts), _AT_ONCE):
-            with self._asking():
-                some = list(texts[first : first + _AT_ONCE])
-                result += [one.ids for one in self._tokenizer.encode_batch(some, add_special_tokens=special)]
+        ids: list[list[int]] = self._call("encode", list(texts), special)
+        return ids
+
+    def round_trips(self, texts: Sequence[str]) -> list[str]:
+        """Each text as it comes out of its tokens again."""
+        result: list[str] = self._call("round_trips", list(texts))
         return result
 
-    def round_trip(self, text: str) -> str:
-        """A text as it comes out of its tokens again."""
-        (ids,) = self.encode([text])
-        with self._asking():
-            result: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return result
+    def _call(self, method: str, *parameters: object) -> Any:
+        return self._ask(json.dumps([method, *parameters]).encode("ascii") + b"\n")
 
-    def normalize(self, text: str) -> str:
-        with self._asking():
-            normalizer = self._tokenizer.normalizer
-            result: str = text if normalizer is None else normalizer.normalize_str(text)
-        return result
+    def _ask(self, request: bytes) -> Any:
+        stdin, stdout = _pipes(self._child)
+        with contextlib.suppress(BrokenPipeError):  # it ended; the answer that is missing tells how
+            stdin.write(request)
+            stdin.flush()
+        line = stdout.readline(_MAX_ANSWER)
+        if not line.endswith(b"\n"):
+            raise InvalidCheckpointError(self._describe_end())
+        answer = json.loads(line)
+        if "refusal" in answer:
+            raise InvalidCheckpointError(f"tokenizer.json cannot be loaded: {answer['refusal'][:300]}")
+        return answer["answer"]
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        started = time.monotonic()
-        with refusing_what_tokenizers_refuses():
-            yield
-        self._spent += time.monotonic() - started
-        if self._spent > MAX_SECONDS:
-            raise InvalidCheckpointError(f"tokenizer.json takes more than {MAX_SECONDS:.0f} s for a few hundred texts")
+    def _describe_end(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1.0)
+        status = self._child.poll()
+        if status == -signal.SIGXCPU:
+            return f"tokenizer.json takes more than {MAX_SECONDS} s for a few hundred texts"
+        if status is None:
+            how = "gave no end of answers"
+        else:
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"tokenizer.json cannot be loaded: tokenizers, which may own {MEMORY_LIMIT >> 30} GiB, {how}"
 
 
-@contextmanager
-def refusing_what_tokenizers_refuses() -> Iterator[None]:
-    """Turns errors of ``tokenizers`` into InvalidCheckpointError. It raises nothing narrower than Exception, and where
-    it panics not even that.
-    """
-    try:
-        yield
-    except InvalidCheckpointError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InvalidCheckpointError(f"tokenizer.json cannot be loaded: {str(error)[:300]}") from error
+def _pipes(child: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
+    assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018  # pipes were asked for
+    return child.stdin, child.stdout
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    child.kill()
+    child.wait()
+    for pipe in _pipes(child):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def check_sizes(tokenizer: Mapping[str, Any]) -> None:
@@ -169,8 +198,7 @@ def check_growth(tokenizer: Mapping[str, Any]) -> None:
 
     A published tokenizer makes at most three characters of a space, and at most 18 of one of Unicode's ligatures.
     """
-    normalizers = as_dict(tokenizer.get("normalizer")).get("normalizers")
-    if any(as_dict(step).get("type") == "Sequence" for step in normalizers or ()):
+    if any(step.get("type") == "Sequence" for step in steps(tokenizer, "normalizer")):
         raise InvalidCheckpointError("tokenizer.json's normalizer is a sequence of sequences")
     factor = 1
     for kind in ("normalizer", "pre_tokenizer", "decoder"):
@@ -194,7 +222,10 @@ def _growth(step: Mapping[str, Any]) -> int:
     if step.get("type") == "ByteLevel":
         return 2  # GPT-2's alphabet has a character for each byte, half of them of two bytes
     charsmap = step.get("precompiled_charsmap")
-    replacement = longest_replacement(base64.b64decode(charsmap)) if isinstance(charsmap, str) else 1
+    try:
+        replacement = longest_replacement(base64.b64decode(charsmap)) if isinstance(charsmap, str) else 1
+    except binascii.Error as error:
+        raise InvalidCheckpointError("tokenizer.json's precompiled_charsmap is not base64") from error
     pattern = as_dict(step.get("pattern"))
     sought = (pattern.get("String"), step.get("suffix"), step.get("word_delimiter_token"))
     # What is found between any two characters leaves them as they are, and adds to them.

@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from modelpack.atomic_file import disk_errors
 from modelpack.convert import fp8, q8_0
 from modelpack.convert.architectures import Architecture, find_architecture
 from modelpack.convert.checkpoint import Checkpoint
@@ -173,12 +174,13 @@ def run_conversion(
     )
 
 
-def write_vocabulary(plan: ConversionPlan, path: Path) -> None:
-    """Write a GGUF file of a plan's metadata alone, to ask about the vocabulary before there are weights.
-
-    Raises InsufficientDiskError.
+def write_skeleton(plan: ConversionPlan, path: Path) -> None:
+    """Write the GGUF file of a plan with a hole where the weights will be, to ask llama.cpp about it before there are
+    any. Raises InsufficientDiskError.
     """
-    write_file(path, header_bytes(plan.encoded_metadata, len(plan.metadata), ()), (), is_final=False)
+    with disk_errors(path), path.open("wb") as file:
+        file.write(plan.header)
+        file.truncate(plan.output_size)
 
 
 def _find_architecture(checkpoint: Checkpoint) -> Architecture:

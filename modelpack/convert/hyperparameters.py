@@ -136,7 +136,7 @@ def experts(writer: gguf.GGUFWriter, config: Config) -> None:
         count(field, *keys)(writer, config)
     function = config.values.get("scoring_func")
     if function is not None:
-        if function not in _GATING:
+        if not isinstance(function, str) or function not in _GATING:
             raise InvalidCheckpointError(f"config.json has {function!r:.50} for scoring_func, which is not known")
         writer.add_expert_gating_func(_GATING[function])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.sentencepiece_model import SentencePieceModel
+from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.unigram import squeezes
 from modelpack.convert.vocabulary import SPACE, as_dict, prepends_space, steps
 
@@ -56,6 +57,14 @@ def find_limits(tokenizer: Mapping[str, Any], pre: str | None) -> list[Limit]:
     if kind == "BPE" and has_metaspace and prepends_space(tokenizer):
         reason = "puts a space before every text and behind every added token, also where the checkpoint's tokenizer"
         limits.append(Limit(f"{reason} puts none", _always_prefixed))
+    if kind == "WordPiece" or pre == WHITESPACE:
+        if _strips_accents(tokenizer):
+            if kind == "WordPiece":
+                limits.append(
+                    Limit("drops vowel signs, and of a Korean syllable all but the first letter", _cut_letters)
+                )
+        elif _lowers(tokenizer):
+            limits.append(Limit("makes a plain i of \u0130, where the checkpoint's tokenizer keeps the dot", _undotted))
     if pre in CUT_AT_MARKS:
         reason = (
             f"splits text the {pre} way and cuts words at combining marks: in scripts such as Devanagari and Thai it"
@@ -89,6 +98,22 @@ def _added(tokenizer: Mapping[str, Any]) -> list[Json]:
     return [as_dict(entry) for entry in entries] if isinstance(entries, list) else []
 
 
+def _lowers(tokenizer: Mapping[str, Any]) -> bool:
+    return any(
+        step.get("type") == "Lowercase" or step.get("lowercase") is True for step in steps(tokenizer, "normalizer")
+    )
+
+
+def _strips_accents(tokenizer: Mapping[str, Any]) -> bool:
+    for step in steps(tokenizer, "normalizer"):
+        stripped = step.get("strip_accents")
+        if step.get("type") == "BertNormalizer" and bool(step.get("lowercase") if stripped is None else stripped):
+            return True
+        if step.get("type") == "StripAccents":
+            return True
+    return False
+
+
 def _kept_spaces(tokenizer: Json) -> Json:
     return {**tokenizer, "added_tokens": [{**one, "lstrip": False, "rstrip": False} for one in _added(tokenizer)]}
 
@@ -114,6 +139,20 @@ def _always_prefixed(tokenizer: Json) -> Json:
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers} if pre_tokenizers else None,
     }
+
+
+def _cut_letters(tokenizer: Json) -> Json:
+    """Behind what takes syllables apart and accents away."""
+    normalizers = [step for step in steps(tokenizer, "normalizer") if step]
+    syllables = "(?<=[\u1100-\u1112])[\u1161-\u1175][\u11a8-\u11c2]?"
+    cuts = [{"type": "Replace", "pattern": {"Regex": found}, "content": ""} for found in (syllables, r"\p{M}")]
+    return {**tokenizer, "normalizer": {"type": "Sequence", "normalizers": [*normalizers, *cuts]}}
+
+
+def _undotted(tokenizer: Json) -> Json:
+    normalizers = [step for step in steps(tokenizer, "normalizer") if step]
+    plain = {"type": "Replace", "pattern": {"String": "\u0130"}, "content": "I"}
+    return {**tokenizer, "normalizer": {"type": "Sequence", "normalizers": [plain, *normalizers]}}
 
 
 def _stripped(tokenizer: Json) -> Json:

@@ -13,6 +13,7 @@ import gguf
 
 from modelpack.convert.config import as_number
 from modelpack.convert.model_card import ModelCard
+from modelpack.errors import InvalidCheckpointError
 
 # generation_config.json's name for each field of gguf.Metadata; of two names the first that is there counts.
 _SAMPLING = {
@@ -45,6 +46,8 @@ def add_general(
         value = next((generation[key] for key in keys if generation.get(key) is not None), None)
         if value is not None:
             number = as_number(value, f"{keys[0]} of generation_config.json")
+            if field in _WHOLE and not -(1 << 31) <= number < 1 << 31:
+                raise InvalidCheckpointError(f"generation_config.json has {number} for {keys[0]}, which is too much")
             setattr(metadata, field, int(number) if field in _WHOLE else number)
     known = config.get("_name_or_path")
     gguf.Metadata.apply_metadata_heuristic(

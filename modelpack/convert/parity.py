@@ -5,19 +5,19 @@ many makes a model that loads and talks nonsense. Asking llama.cpp is left to ``
 """
 
 import json
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations, pairwise
 from typing import Any
 
-from modelpack.convert.bounded_tokenizer import BoundedTokenizer
+from modelpack.convert.bounded_tokenizer import AddedToken, BoundedTokenizer
 from modelpack.convert.checkpoint import Checkpoint
 from modelpack.convert.limits import OVERLAP, Limit, find_limits
+from modelpack.convert.listed_tokens import listed
 from modelpack.convert.sentencepiece_model import SentencePieceModel
-from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.vocabulary import MAX_TOKENS, SPACE
 from modelpack.errors import InvalidCheckpointError, InvalidContentError, TokenizerMismatchError
 from modelpack.oci import strict_json
@@ -58,12 +58,7 @@ def trials(checkpoint: Checkpoint, *, pre: str | None = None, rows: int | None =
     for name, shift in _MODELS.items():
         model = checkpoint.read_bytes(name)
         if model is not None:
-            processor = SentencePieceModel.load(name, model).processor
-            unknown = processor.unk_id()
-            return [
-                Trial(text, [3 if shift and token == unknown else token + shift for token in processor.Encode(text)])
-                for text in texts()
-            ]
+            return _of_model(SentencePieceModel.load(name, model).processor, shift, listed(checkpoint), rows)
     return []
 
 
@@ -111,9 +106,7 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     document = _parsed(content)
     tokenizer = BoundedTokenizer(content, document)
     added = _added_tokens(tokenizer, rows)
-    plain = [text for text in texts() if not _is_beyond_llama_cpp(text, tokenizer, pre)]
-    plain += [text for one in added for text in (one.content, "a" + one.content)]
-    plain += _in_company(added)
+    plain = [*texts(), *(text for one in added for text in (one.content, "a" + one.content)), *_in_company(added)]
     shared = _sharing(added)
     tried = [*dict.fromkeys([*plain, *shared])]
     ids = tokenizer.encode(tried)
@@ -133,6 +126,37 @@ def _of_json(content: bytes, pre: str | None, rows: object) -> list[Trial]:
     return [Trial(text, own, tuple(known[text])) for text, own in zip(tried, ids, strict=True)]
 
 
+def _of_model(
+    processor: Any, shift: int, added: Mapping[str, tuple[int, Mapping[str, Any]]], rows: int | None
+) -> list[Trial]:
+    """Added tokens stand at the end of a text: whether a space is put behind one is not said in any of the files."""
+    unknown = processor.unk_id()
+
+    def encode(text: str) -> list[int]:
+        return [3 if shift and token == unknown else token + shift for token in processor.Encode(text)]
+
+    kept = {
+        text: token
+        for text, (token, entry) in list(added.items())[:_ADDED]
+        if 0 <= token < (MAX_TOKENS if rows is None else rows)
+        and text.strip()
+        and SPACE not in text
+        and not entry.get("single_word")
+    }
+    by_length = sorted(kept, key=len, reverse=True)
+    cut = re.compile(f"({'|'.join(map(re.escape, by_length))})" if by_length else "(?!)")
+    tried = {text: encode(text) for text in texts() if not cut.search(text)}
+    some = list(kept)[:_NEIGHBOURED]
+    wanted = [[text] for text in kept] + [["a", text] for text in kept] + [list(pair) for pair in pairwise(some)]
+    for parts in wanted:
+        # What else lies in two that touch is found by llama.cpp in another order.
+        if [part for part in cut.split("".join(parts)) if part] == parts:
+            tried["".join(parts)] = [
+                token for part in parts for token in ([kept[part]] if part in kept else encode(part))
+            ]
+    return [Trial(text, ids) for text, ids in tried.items()]
+
+
 def _parsed(content: bytes) -> dict[str, Any]:
     try:
         return strict_json.parse_object(content, what="tokenizer.json")
@@ -146,25 +170,14 @@ def _every_choice(limits: Sequence[Limit]) -> Iterator[tuple[Limit, ...]]:
         yield from combinations(limits, count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Added:
-    token: int
-    content: str
-    strips: bool
-
-
-def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[_Added]:
+def _added_tokens(tokenizer: BoundedTokenizer, rows: object) -> list[AddedToken]:
     """Each added token that the model has a row for; but spaces, however written."""
     rows = rows if type(rows) is int else MAX_TOKENS
-    added = [
-        _Added(number, token.content, token.lstrip or token.rstrip)
-        for number, token in tokenizer.added_tokens
-        if number < rows
-    ]
+    added = [one for one in tokenizer.added_tokens if one.token < rows]
     return [one for one in added[:_ADDED] if one.content.strip() and SPACE not in one.content]
 
 
-def _in_company(added: Sequence[_Added]) -> list[str]:
+def _in_company(added: Sequence[AddedToken]) -> list[str]:
     """The first few, and the first few of those to which spaces belong: before a letter, between words, twice, and
     each before the next.
     """
@@ -174,11 +187,11 @@ def _in_company(added: Sequence[_Added]) -> list[str]:
     return around + [first + second for first, second in pairwise(contents)]
 
 
-def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
+def _sharing(added: Sequence[AddedToken]) -> dict[str, tuple[str, int]]:
     """Texts in which an added token ends with what a longer one begins with. Beside each: what comes before the longer
     one, and its id.
     """
-    beginnings: dict[str, _Added] = {}
+    beginnings: dict[str, AddedToken] = {}
     for one in sorted(added, key=lambda one: len(one.content.encode()), reverse=True):
         for length in range(1, min(len(one.content), _LONGEST_SHARED)):
             beginnings.setdefault(one.content[:length], one)
@@ -192,23 +205,6 @@ def _sharing(added: Sequence[_Added]) -> dict[str, tuple[str, int]]:
         if len(result) >= _NEIGHBOURED:
             break
     return result
-
-
-def _is_beyond_llama_cpp(text: str, tokenizer: BoundedTokenizer, pre: str | None) -> bool:
-    """Whether llama.cpp treats a text otherwise in every model of a kind, however it was converted."""
-    is_wordpiece = tokenizer.kind == "WordPiece"
-    is_lowered = (is_wordpiece or pre == WHITESPACE) and _is_lowered_by_half(text, tokenizer)
-    return is_lowered or (is_wordpiece and _loses_letters(text))
-
-
-def _loses_letters(text: str) -> bool:
-    """Whether llama.cpp's WordPiece drops more than accents: vowel signs, and all but the first of Hangul's letters."""
-    return any("\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in text)
-
-
-def _is_lowered_by_half(text: str, tokenizer: BoundedTokenizer) -> bool:
-    """Whether a letter becomes one and an accent that stays: llama.cpp makes only the letter of Turkish's dotted I."""
-    return "\u0130" in text and "\u0307" in tokenizer.normalize("\u0130")
 
 
 @cache

@@ -7,7 +7,7 @@ others, retrained or extended, by the splitting rule that tokenizer.json spells 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,8 +18,8 @@ from modelpack.convert.splitting import name_by_rule, refuse_unequal, splits_at_
 
 def find_pre_tokenizer(
     tokenizer_json: bytes, document: Mapping[str, Any], *, fallback: str | None = None
-) -> tuple[str, Callable[[str], str]]:
-    """llama.cpp's name for the splitting rule, and a function that gives a token's text as it comes out again.
+) -> tuple[str, Callable[[Sequence[str]], list[str]]]:
+    """llama.cpp's name for the splitting rule, and a function that gives tokens' texts as they come out again.
 
     ``document`` is tokenizer.json parsed.
     ``fallback`` is for kinds of tokenizer to which llama.cpp does the same under any name.
@@ -29,10 +29,10 @@ def find_pre_tokenizer(
     """
     tokenizer = BoundedTokenizer(tokenizer_json, document)
 
-    def normalize(text: str) -> str:
-        result = tokenizer.round_trip(text)
+    def normalize(texts: Sequence[str]) -> list[str]:
+        results = tokenizer.round_trips(texts)
         # DeepSeek's added tokens are single bytes in GPT-2's alphabet, which are no text of their own.
-        return text if "\ufffd" in result else result
+        return [text if "\ufffd" in result else result for text, result in zip(texts, results, strict=True)]
 
     table = _known()
     (ids,) = tokenizer.encode([table["probe"]], special=True)

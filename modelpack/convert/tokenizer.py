@@ -11,12 +11,12 @@ from dataclasses import replace
 from gguf import TokenType
 
 from modelpack.convert.checkpoint import Checkpoint
+from modelpack.convert.listed_tokens import put_listed
 from modelpack.convert.pre_tokenizer import find_pre_tokenizer
 from modelpack.convert.sentencepiece_model import SentencePieceModel, refuse_fallback
 from modelpack.convert.splitting import WHITESPACE
 from modelpack.convert.unigram import unigram_vocabulary
 from modelpack.convert.vocabulary import (
-    ADDED_SCORE,
     SPACE,
     Table,
     Vocabulary,
@@ -28,7 +28,6 @@ from modelpack.convert.vocabulary import (
     vocabulary_size,
 )
 
-_ID_DIGITS = 10
 SPACED = "\u0120"  # a space in GPT-2's alphabet of bytes
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
@@ -48,15 +47,8 @@ def sentencepiece(checkpoint: Checkpoint, size: int | None) -> Vocabulary | None
             break
         text = processor.IdToPiece(token).replace(SPACE, " ")
         table.put(token, text, TokenType.USER_DEFINED, processor.GetScore(token))
-    for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
-        table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
+    put_listed(table, checkpoint, settings_rule=True)
     settings = checkpoint.read_json("tokenizer_config.json") or {}
-    # transformers 5 keeps them in tokenizer.json only; where settings have them, too, those count.
-    for entry in added_tokens(checkpoint.read_json("tokenizer.json") or {}):
-        if table.is_plain(entry["id"]):
-            table.put_added(entry["id"], entry)
-    for key, entry in as_dict(settings.get("added_tokens_decoder")).items():
-        table.put_added(int(key) if key.isdecimal() and len(key) <= _ID_DIGITS else None, entry)
     if model.rules.is_unigram:
         # (Upstream calls it llama, too, and so joins pieces by their scores, which are no ranks.)
         refuse_fallback("tokenizer.model", model.rules.falls_back)
@@ -120,11 +112,12 @@ def byte_level_bpe(checkpoint: Checkpoint, size: int | None) -> Vocabulary | Non
     for piece, token in vocabulary.items():
         table.put(token, piece, TokenType.BYTE if falls_back and _is_byte(piece) else TokenType.NORMAL, 0.0)
     pre, normalize = find_pre_tokenizer(content, tokenizer)
-    for entry in added_tokens(tokenizer):
-        text = entry.get("content")
-        if isinstance(text, str) and not entry.get("normalized"):
-            text = normalize(text)
-        table.put_added(entry.get("id"), {**entry, "content": text})
+    added = added_tokens(tokenizer)
+    texts = [entry["content"] for entry in added if not entry.get("normalized")]
+    normalized = dict(zip(texts, normalize(texts), strict=True))
+    for entry in added:
+        text = entry["content"] if entry.get("normalized") else normalized[entry["content"]]
+        table.put_added(entry["id"], {**entry, "content": text})
     # A space ends the first part of a merge to llama.cpp.
     merges = [f"{left.replace(' ', SPACED)} {right.replace(' ', SPACED)}" for left, right in read_merges(model)]
     return table.vocabulary(WHITESPACE if pre == WHITESPACE else "gpt2", pre, merges=merges)

@@ -13,8 +13,9 @@ from typing import Any
 from gguf import TokenType
 
 from modelpack.convert.checkpoint import Checkpoint
+from modelpack.convert.listed_tokens import put_listed
 from modelpack.convert.sentencepiece_model import Rules, SentencePieceModel, refuse_fallback
-from modelpack.convert.vocabulary import ADDED_SCORE, Table, Vocabulary, added_tokens, as_dict, prepends_space, steps
+from modelpack.convert.vocabulary import Table, Vocabulary, added_tokens, as_dict, prepends_space, steps
 from modelpack.errors import InvalidCheckpointError
 
 
@@ -39,11 +40,16 @@ def _from_model(checkpoint: Checkpoint, name: str, content: bytes, size: int | N
         return None
     refuse_fallback(name, model.rules.falls_back)
     table = model.read_pieces(size)
-    for text, token in (checkpoint.read_json("added_tokens.json") or {}).items():
-        table.put(token, text, TokenType.USER_DEFINED, ADDED_SCORE)
-    if name == "sentencepiece.bpe.model":
+    is_realigned = name == "sentencepiece.bpe.model"
+    if is_realigned:
         _realign(table)
-    return unigram_vocabulary(checkpoint, table, model.rules)
+    put_listed(table, checkpoint, settings_rule=False)
+    found = unigram_vocabulary(checkpoint, table, model.rules)
+    # llama.cpp would take T5's unknown token, and its way to end a text but not to begin one.
+    return replace(found, unknown=_UNKNOWN, adds={"bos": True, "eos": True}) if is_realigned else found
+
+
+_UNKNOWN = 3
 
 
 def _realign(table: Table) -> None:

@@ -89,10 +89,7 @@ class Table:
         settings: tuple[tuple[str, Any], ...] = (),
     ) -> Vocabulary:
         self._keep_apart()
-        try:
-            tokens = [text.encode("utf-8") for text in self.tokens]
-        except UnicodeEncodeError as error:
-            raise InvalidCheckpointError("the tokenizer has a token that is not Unicode text") from error
+        tokens = [text.encode("utf-8") for text in self.tokens]
         scores = self.scores if has_scores and merges is None else None
         return Vocabulary(model, pre, tokens, self.types, scores, merges, add_space_prefix, settings)
 

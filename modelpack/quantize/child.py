@@ -9,21 +9,22 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import ConversionError
+from modelpack.gguf_types import GGML_TYPES, TYPE_IDS
 from modelpack.imatrix import ImportanceMatrix, as_metadata
 from modelpack.isolation import limit_resources
 from modelpack.llama_library import load_llama
 from modelpack.quantize.choice import choose_types
 from modelpack.quantize.importance import match_importance
-from modelpack.quantize.layout import lay_out
+from modelpack.quantize.layout import Tensor, lay_out
 from modelpack.quantize.libggml import load_ggml
 from modelpack.quantize.rows import Work, write_rows
-from modelpack.quantize.types import TENSOR_TYPE_IDS
 
 if TYPE_CHECKING:
     from modelpack.quantize.importance import Importance
@@ -68,6 +69,8 @@ def _quantize(order: dict[str, Any]) -> bool:
     if choices is None:
         return False
     layout = lay_out(ggml, sources, choices, order["file_type"], metadata)
+    if not order["recipe"]["allow_requantize"]:
+        _refuse_requantizing(layout.tensors, order["sources"])
     importance = match_importance(layout.tensors, importance, order["file_type"])
     with ExitStack() as stack:
         shards = [stack.enter_context(open(source, "rb", buffering=0)) for source in sources]  # noqa: PTH123  # bytes
@@ -90,18 +93,28 @@ def _quantize(order: dict[str, Any]) -> bool:
     return True
 
 
+def _refuse_requantizing(tensors: Sequence[Tensor], sources: Sequence[str]) -> None:
+    for tensor in tensors:
+        name, block, _ = GGML_TYPES[tensor.type]
+        if block > 1 and not tensor.is_copied:
+            raise ConversionError(
+                f"{Path(sources[tensor.shard]).name} is quantized already ({name}), and {tensor.name.decode()} would"
+                " lose twice; only --allow-requantize allows that"
+            )
+
+
 def _apply_recipe(llama: Any, parameters: Any, recipe: dict[str, Any]) -> object:
     parameters.pure = recipe["pure"]
     if recipe["output_tensor_type"]:
-        parameters.output_tensor_type = TENSOR_TYPE_IDS[recipe["output_tensor_type"]]
+        parameters.output_tensor_type = TYPE_IDS[recipe["output_tensor_type"]]
     if recipe["token_embedding_type"]:
-        parameters.token_embedding_type = TENSOR_TYPE_IDS[recipe["token_embedding_type"]]
+        parameters.token_embedding_type = TYPE_IDS[recipe["token_embedding_type"]]
     if not recipe["tensor_types"]:
         return None
     # The array ends with an entry without a pattern.
     rules = (llama.llama_model_tensor_override * (len(recipe["tensor_types"]) + 1))()
     for rule, wanted in zip(rules, recipe["tensor_types"], strict=False):
-        rule.pattern, rule.type = wanted["pattern"].encode(), TENSOR_TYPE_IDS[wanted["type"]]
+        rule.pattern, rule.type = wanted["pattern"].encode(), TYPE_IDS[wanted["type"]]
     parameters.tt_overrides = ctypes.cast(rules, type(parameters.tt_overrides))
     return rules
 

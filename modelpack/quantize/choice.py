@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelpack.errors import ConversionError
-from modelpack.quantize.types import TENSOR_TYPE_IDS
+from modelpack.gguf_types import TYPE_IDS
 
 # One call of the log announces a tensor, the next one says what becomes of it (llama_model_quantize_impl).
 _TENSOR = re.compile(rb"\[ *\d+/ *\d+\] (.*\S) +- \[[ \d,]+\], type = +\S+, ", re.DOTALL)
@@ -49,6 +49,6 @@ def choose_types(llama: Any, source: bytes, parameters: Any) -> tuple[Choice, ..
 def _read(tensor: bytes, outcome: bytes) -> Choice:
     match = _OUTCOME.fullmatch(outcome)
     name = match[1].decode().upper() if match and match[1] else None
-    if not match or (name is not None and name not in TENSOR_TYPE_IDS):
+    if not match or (name is not None and name not in TYPE_IDS):
         raise ConversionError(f"what llama.cpp would make of {tensor.decode()} is not understood: {outcome!r}")
-    return Choice(tensor, None if name is None else TENSOR_TYPE_IDS[name])
+    return Choice(tensor, None if name is None else TYPE_IDS[name])

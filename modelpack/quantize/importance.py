@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from modelpack.errors import ConversionError
-from modelpack.gguf_types import FILE_TYPES
+from modelpack.gguf_types import FILE_TYPES, TYPE_IDS
 from modelpack.quantize.layout import Tensor
-from modelpack.quantize.types import TENSOR_TYPE_IDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     Importance = Mapping[bytes, NDArray[np.float32]]
 
 # tensor_requires_imatrix and tensor_name_match_token_embd of llama-quant.cpp.
-_FEW_BITS = {TENSOR_TYPE_IDS[name] for name in ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")}
+_FEW_BITS = {TYPE_IDS[name] for name in ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")}
 _EMBEDDINGS = {b"token_embd.weight", b"per_layer_token_embd.weight"}
 _WITHOUT = _EMBEDDINGS | {b"output.weight"}
 
@@ -50,5 +49,5 @@ def match_importance(tensors: Sequence[Tensor], importance: "Importance", file_t
 def _needs_importance(tensor: Tensor, file_type: int) -> bool:
     if tensor.name in _WITHOUT:
         return False
-    is_small_q2 = tensor.new_type == TENSOR_TYPE_IDS["Q2_K"] and FILE_TYPES[file_type] == "Q2_K_S"
+    is_small_q2 = tensor.new_type == TYPE_IDS["Q2_K"] and FILE_TYPES[file_type] == "Q2_K_S"
     return tensor.new_type in _FEW_BITS or is_small_q2

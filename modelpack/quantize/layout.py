@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from modelpack.errors import ConversionError
+from modelpack.gguf_types import GGML_TYPES
 from modelpack.quantize.choice import Choice
 from modelpack.quantize.libggml import GGUFInitParams, InitParams
 
@@ -36,8 +37,11 @@ class Tensor:
 
     @property
     def cut(self) -> tuple[int, int, int]:
-        """Columns, rows and matrices: where it may be cut. What is copied is so between any two weights."""
-        return (1, prod(self.shape), 1) if self.is_copied else (self.shape[0], self.shape[1], prod(self.shape[2:]))
+        """Columns, rows and matrices: where it may be cut. What is copied is so between any two blocks."""
+        if not self.is_copied:
+            return self.shape[0], self.shape[1], prod(self.shape[2:])
+        _, block, _ = GGML_TYPES[self.type]
+        return block, prod(self.shape) // block, 1
 
 
 @dataclass(frozen=True, slots=True)

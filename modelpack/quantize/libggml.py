@@ -19,13 +19,26 @@ class GGUFInitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", _pointer))
 
 
+class TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of ggml.h; ``to_float`` is a null pointer where weights are not widened."""
+
+    _fields_ = (
+        ("type_name", _text),
+        ("block", _int64),
+        ("interleaved_block", _int64),
+        ("block_size", _size),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, _pointer, _pointer, _int64)),
+        ("from_float_ref", _pointer),
+    )
+
+
 # ggml.h and gguf.h: what each function returns and takes.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "ggml_row_size": (_size, ctypes.c_int, _int64),
     "ggml_validate_row_data": (ctypes.c_bool, ctypes.c_int, _pointer, _size),
     "ggml_quantize_chunk": (_size, ctypes.c_int, _pointer, _pointer, _int64, _int64, _int64, _pointer),
-    "ggml_fp16_to_fp32_row": (None, _pointer, _pointer, _int64),
-    "ggml_bf16_to_fp32_row": (None, _pointer, _pointer, _int64),
+    "ggml_get_type_traits": (ctypes.POINTER(TypeTraits), ctypes.c_int),
     "ggml_tensor_overhead": (_size,),
     "ggml_init": (_pointer, InitParams),
     "ggml_free": (None, _pointer),

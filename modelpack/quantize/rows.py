@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import ConversionError
+from modelpack.gguf_types import GGML_TYPES, TYPE_IDS
 from modelpack.quantize.layout import Tensor
-from modelpack.quantize.types import TENSOR_TYPE_IDS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_F32, _F16, _BF16 = (TENSOR_TYPE_IDS[name] for name in ("F32", "F16", "BF16"))
+_F32 = TYPE_IDS["F32"]
 _FLOAT_SIZE = 4
 # What a thread's buffers take together; larger ones are no faster.
 _CHUNK_SIZE = 1 << 20
@@ -125,13 +125,13 @@ class _Writer:
     def _widened(self, type_: int, count: int) -> Any:
         if type_ == _F32:
             return self.raw
+        name, block, block_size = GGML_TYPES[type_]
+        traits = self.ggml.ggml_get_type_traits(type_).contents
+        # Another layout of it than ours would be read as an address to jump to.
+        if (traits.block, traits.block_size) != (block, block_size) or not traits.to_float:
+            raise ConversionError(f"cannot dequantize/convert tensor type {name}")
         self.floats = _at_least(self.floats, count * _FLOAT_SIZE)
-        if type_ == _F16:
-            self.ggml.ggml_fp16_to_fp32_row(self.raw, self.floats, count)
-        elif type_ == _BF16:
-            self.ggml.ggml_bf16_to_fp32_row(self.raw, self.floats, count)
-        else:
-            raise ConversionError(f"cannot dequantize/convert tensor type {type_}")
+        traits.to_float(self.raw, self.floats, count)
         return self.floats
 
     def _importance(self, chunk: _Chunk) -> int | None:

@@ -40,7 +40,6 @@ MEMORY_LIMIT = 8 << 30
 
 # What the child may see of our environment: no tokens, no credentials.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS")
-_PLAIN_TYPES = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"}
 _MAX_LOG_LINE = 4096
 
 logger = logging.getLogger(__name__)
@@ -78,15 +77,16 @@ def quantize(
     threads: int | None = None,
     buffer_size: int = BUFFER_SIZE,
 ) -> QuantizeResult:
-    """Quantize ``source`` (F32, F16 or BF16) to ``target``, which appears whole or not at all.
+    """Quantize ``source`` to ``target``, which appears whole or not at all.
 
     ``imatrix`` is an importance matrix; its file's name, and no more of its path, goes into the metadata.
     ``timeout`` is in seconds. ``threads`` is the number of processors unless given; together they hold at most
     ``buffer_size`` bytes of rows, or one row each. The bytes depend on neither.
 
     Raises InvalidGGUFError, InvalidContentError for a matrix that is none, UnsupportedError for a quantization that
-    needs one, ConversionError when the source is quantized already, the matrix is another model's or llama.cpp refuses,
-    InsufficientDiskError, WorkerCrashedError and WorkerTimeoutError. An interrupt stops the child at once.
+    needs one, ConversionError when a tensor that is quantized already would get another type and the recipe does not
+    allow it, the matrix is another model's or llama.cpp refuses, InsufficientDiskError, WorkerCrashedError and
+    WorkerTimeoutError. An interrupt stops the child at once.
     """
     header = read_whole_header(source)
     _check(source, header, quantization, imatrix)
@@ -188,12 +188,6 @@ def _check(source: Path, header: GGUFHeader, quantization: Quantization, imatrix
     if quantization.needs_importance_matrix and imatrix is None:
         raise UnsupportedError(
             f"{quantization.name} needs an importance matrix: without one a model of so few bits is useless"
-        )
-    quantized = next((tensor for tensor in header.tensors if tensor.type not in _PLAIN_TYPES), None)
-    if quantized is not None:
-        raise ConversionError(
-            f"{source.name} is quantized already ({header.file_type or quantized.type}): "
-            f"{quantization.name} is only made from F32, F16 or BF16"
         )
     if imatrix is not None:
         entries = ImportanceMatrix.load(imatrix).entries

@@ -86,7 +86,6 @@ def parse_quantization(name: str) -> Quantization:
 
 TENSOR_TYPES = tuple(name for name, _, _ in GGML_TYPES.values() if name not in _NO_TARGETS)
 """Names of the types that single tensors can be given."""
-TENSOR_TYPE_IDS: Mapping[str, int] = MappingProxyType({name: number for number, (name, _, _) in GGML_TYPES.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +109,8 @@ class Recipe:
     token_embedding_type: str | None = None
     pure: bool = False
     """One type for all tensors, no mixture."""
+    allow_requantize: bool = False
+    """Also what is quantized already and would get another type; else it is refused."""
 
 
 PLAIN_RECIPE = Recipe()

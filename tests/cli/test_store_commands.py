@@ -91,6 +91,9 @@ def test_a_gguf_file_can_be_packaged_as_it_is(modelpack, built, home, tmp_path):
     again = modelpack("build", gguf, "-t", "copy:v2", "--quant", "Q4_K_M")
     assert again.code == 2
     assert "is quantized as Q8_0 already" in again.stderr
+    assert modelpack("build", gguf, "-t", "copy:v2", "--quant", "Q4_K_M", "--allow-requantize").code == 0
+    shown = modelpack("inspect", "copy:v2", "--json").json("inspect")["annotations"]
+    assert (shown["dev.modelpack.intermediate"], shown["dev.modelpack.file-type"]) == ("Q8_0", "Q4_K_M")
 
 
 def test_the_docker_format_carries_the_context_size_over_the_same_weights(modelpack, built, tiny_checkpoint):

@@ -46,6 +46,7 @@ def read_options(options: list[str]) -> tuple[Recipe, Path | None]:
         parse_tensor_type(values["--output-tensor-type"]) if "--output-tensor-type" in values else None,
         parse_tensor_type(values["--token-embedding-type"]) if "--token-embedding-type" in values else None,
         "--pure" in options,
+        "--allow-requantize" in options,
     )
     return recipe, DATA / "quantize" / values["--imatrix"] if "--imatrix" in values else None
 
@@ -68,6 +69,42 @@ def test_each_expert_is_quantized_by_its_own_part_of_the_matrix(
     quantize(experts, tmp_path / "out.gguf", QUANTIZATIONS[record["type"]], imatrix=imatrix, threads=2)
 
     assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == record["sha256"]
+
+
+@pytest.mark.parametrize(
+    "record", RECORDS["requantized"], ids=lambda one: " ".join([*one["source"][:1], one["type"], *one["options"]])
+)
+@pytest.mark.parametrize("buffer_size", [1, 64 << 20], ids=["row by row", "at once"])
+def test_what_is_quantized_already_becomes_what_llama_quantize_makes_of_it(
+    bf16: Path, experts: Path, tmp_path: Path, record: dict[str, Any], buffer_size: int
+) -> None:
+    first, options = record["source"]
+    models, source, out = {"tiny.gguf": bf16, "mixtral.gguf": experts}, tmp_path / "source.gguf", tmp_path / "out.gguf"
+    quantize(models[record["model"]], source, QUANTIZATIONS[first], recipe=read_options(options)[0])
+    recipe, imatrix = read_options(record["options"])
+
+    quantize(source, out, QUANTIZATIONS[record["type"]], recipe=recipe, imatrix=imatrix, buffer_size=buffer_size)
+
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == record["sha256"]
+
+
+def test_weights_that_would_lose_twice_are_refused_by_name_and_those_that_keep_their_type_are_not(
+    experts: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source.gguf", tmp_path / "out.gguf"
+    quantize(experts, source, QUANTIZATIONS["MXFP4_MOE"])
+    keeping = Recipe((parse_tensor_rule("_exps=mxfp4"), parse_tensor_rule("weight=q8_0")), "Q8_0", "Q8_0")
+
+    quantize(source, out, QUANTIZATIONS["Q5_0"], recipe=keeping)
+    assert {tensor.type for tensor in read_header(out).tensors} == {"F32", "MXFP4", "Q8_0"}
+
+    out.unlink()
+    changing = Recipe((parse_tensor_rule("weight=q8_0"),), "Q8_0", "Q8_0")
+    with pytest.raises(
+        ConversionError, match=r"source\.gguf is quantized already \(MXFP4\), and blk\.0\.ffn_down_exps\.weight"
+    ):
+        quantize(source, out, QUANTIZATIONS["Q5_0"], recipe=changing)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 CUT = [one for one in RECORDS["quantized"] if one["options"] in ([], ["--imatrix", "imatrix.gguf"])]

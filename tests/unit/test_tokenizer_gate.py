@@ -1,4 +1,4 @@
-"""The tokenizer gate of a build, which runs while the weights are being written."""
+"""The gate of a build, which asks llama.cpp while the weights are being written."""
 
 import io
 import json
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.checkpoints import SYNTHETIC, write_checkpoint
 from sentencepiece import SentencePieceTrainer
 
 from modelpack.build.tokenizer_gate import TokenizerGate
 from modelpack.convert import Checkpoint, parity, plan_conversion, run_conversion
-from modelpack.errors import TokenizerMismatchError
+from modelpack.convert.conversion import write_skeleton
+from modelpack.engine.tokenize import tokenize
+from modelpack.errors import ConversionError, TokenizerMismatchError
 from modelpack.progress import SILENT
 
 TINY = Path(__file__).parent.parent / "data" / "tiny-llama"
@@ -66,6 +69,7 @@ def test_where_a_mismatch_is_allowed_it_is_told_as_a_share(tmp_path: Path, odd: 
     progress = Warnings()
     with TokenizerGate(plan_conversion(odd), odd, tmp_path) as gate:
         share = gate.mismatch(tmp_path / "none.gguf", is_allowed=True, progress=progress)
+        gate.look(is_allowed=True)
 
     assert share is not None
     assert f"tokenizes {share.partition('/')[0]} of " in progress.heard[0]
@@ -101,3 +105,34 @@ def test_a_limit_of_llama_cpp_is_a_warning(tmp_path: Path) -> None:
 
     (warning,) = progress.heard
     assert "llama.cpp keeps the spaces beside added tokens" in warning
+
+
+def test_what_llama_cpp_would_not_load_ends_the_conversion_with_the_reason(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 1}))
+    checkpoint = Checkpoint.open(directory)
+    plan, written = plan_conversion(checkpoint), tmp_path / "out.gguf"
+
+    with TokenizerGate(plan, checkpoint, tmp_path) as gate:
+
+        def look() -> None:
+            time.sleep(0.3)
+            gate.look(is_allowed=True)
+
+        with pytest.raises(
+            ConversionError, match=r"what becomes of the checkpoint: .*blk\.0\.attn_k\.weight' has wrong"
+        ):
+            run_conversion(plan, written, between=look)
+
+    assert not written.exists()
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
+def test_every_architecture_is_loaded_before_there_are_weights(tmp_path: Path, name: str) -> None:
+    directory = TINY if name == "tiny-llama" else write_checkpoint(name, tmp_path / "checkpoint")
+    plan = plan_conversion(Checkpoint.open(directory))
+    write_skeleton(plan, tmp_path / "skeleton.gguf")
+
+    assert tokenize(tmp_path / "skeleton.gguf", ["a"], has_tensors=True)
+    assert (tmp_path / "skeleton.gguf").stat().st_size == plan.output_size

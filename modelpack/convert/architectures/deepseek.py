@@ -49,6 +49,14 @@ def _lengths_without_absorption(writer: gguf.GGUFWriter, config: Config) -> None
     writer.add_value_length_mla(config.integer("v_head_dim"))
 
 
+def _query_rank(writer: gguf.GGUFWriter, config: Config) -> None:
+    """llama.cpp wants it, unless by the number of blocks it takes a model for one that compresses no queries."""
+    rank = config.find_integer("q_lora_rank")
+    is_known = config.blocks in (26, 27) or (config.blocks == 48 and config.find_integer("vocab_size") == 128256)
+    if rank is not None or not is_known:
+        writer.add_q_lora_rank(rank or 0)
+
+
 def _dense_blocks(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_leading_dense_block_count(config.count("first_k_dense_replace"))
 
@@ -104,7 +112,7 @@ DEEPSEEK2 = Architecture(
         *(_REPLACED.get(step, step) for step in COMMON),
         _dense_blocks,
         vocabulary_size,
-        count("q_lora_rank", "q_lora_rank"),
+        _query_rank,
         count("kv_lora_rank", "kv_lora_rank"),
         _lengths_without_absorption,
         expert_feed_forward_length,

@@ -9,6 +9,7 @@ from modelpack.convert.architectures.decoder import DECODER, HEAD_NORMS
 from modelpack.convert.config import Config
 from modelpack.convert.hyperparameters import (
     COMMON,
+    Hyperparameter,
     block_count,
     context_length,
     embedding_length,
@@ -74,6 +75,19 @@ _FOUR_NORMS = {
     "model.layers.{block}.post_feedforward_layernorm": "blk.{block}.post_ffw_norm",
 }
 
+
+def _scores_by(blocks: int) -> Hyperparameter:
+    """``blocks`` is how many the one size has whose attention llama.cpp scales by the width over the heads."""
+
+    def check(_writer: gguf.GGUFWriter, config: Config) -> None:
+        wanted = config.find_number("query_pre_attn_scalar")
+        taken = config.width // config.heads if config.blocks == blocks else config.head_length
+        if wanted != taken:
+            raise UnsupportedError(f"config.json's query_pre_attn_scalar is {wanted}; llama.cpp takes it for {taken}")
+
+    return check
+
+
 GEMMA2 = replace(
     GEMMA,
     gguf_name="gemma2",
@@ -81,6 +95,7 @@ GEMMA2 = replace(
     tensors={**GEMMA.tensors, **_FOUR_NORMS},
     hyperparameters=(
         *_HYPERPARAMETERS,
+        _scores_by(46),
         number("attn_logit_softcapping", "attn_logit_softcapping"),
         number("final_logit_softcapping", "final_logit_softcapping"),
         sliding_window,
@@ -88,6 +103,7 @@ GEMMA2 = replace(
     defaults={
         **GEMMA.defaults,
         "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
         "sliding_window": 4096,
@@ -110,6 +126,7 @@ GEMMA3 = replace(
     hyperparameters=(
         *COMMON,
         _no_attention_cap,
+        _scores_by(62),
         number("final_logit_softcapping", "final_logit_softcapping"),
         sliding_window,
     ),
@@ -121,6 +138,7 @@ GEMMA3 = replace(
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
         "rope_local_base_freq": 10000.0,
+        "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
         "vocab_size": 262208,
     },

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.checkpoints import SYNTHETIC, write_checkpoint, write_weights
+from fakes.gguf_content import content_digest
 
 from modelpack.convert import Checkpoint, ConversionPlan, plan_conversion, run_conversion
+from modelpack.convert.conversion import write_skeleton
+from modelpack.engine.tokenize import tokenize
 from modelpack.errors import (
     ConversionError,
     InvalidCheckpointError,
@@ -22,10 +25,12 @@ from modelpack.errors import (
     UnsupportedError,
 )
 from modelpack.gguf_header import read_header
+from modelpack.quantize import QUANTIZATIONS, quantize
 
 DATA = Path(__file__).parent.parent.parent / "data"
 TINY = DATA / "tiny-llama"
-GOLDENS = json.loads((DATA / "conversion" / "goldens.json").read_text(encoding="utf-8"))["sha256"]
+RECORDS = json.loads((DATA / "conversion" / "goldens.json").read_text(encoding="utf-8"))
+GOLDENS = RECORDS["sha256"]
 
 
 @pytest.fixture
@@ -53,8 +58,19 @@ def test_a_conversion_equals_upstreams_byte_for_byte(tmp_path: Path, name: str, 
     assert converted(plan, tmp_path / "out.gguf") == GOLDENS[name][file_type]
 
 
+@pytest.mark.llama
+@pytest.mark.parametrize("name", ["tiny-llama", *SYNTHETIC])
+def test_q8_0_holds_what_upstream_converts_to_in_another_order(tmp_path: Path, name: str) -> None:
+    directory = TINY if name == "tiny-llama" else write_checkpoint(name, tmp_path / "checkpoint")
+    run_conversion(plan_conversion(Checkpoint.open(directory), name=name), tmp_path / "own.gguf")
+
+    quantize(tmp_path / "own.gguf", tmp_path / "out.gguf", QUANTIZATIONS["Q8_0"])
+
+    assert content_digest(tmp_path / "out.gguf") == RECORDS["q8_0"][name]
+
+
 def test_every_golden_was_compared() -> None:
-    assert set(GOLDENS) == {"tiny-llama", *SYNTHETIC}
+    assert set(GOLDENS) == set(RECORDS["q8_0"]) == {"tiny-llama", *SYNTHETIC}
 
 
 def test_a_plan_says_what_the_file_will_be(tmp_path: Path) -> None:
@@ -308,6 +324,56 @@ def test_a_conversion_knows_the_digest_of_what_it_wrote(tmp_path: Path, file_typ
     assert digest.hex == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
     assert run_conversion(plan, tmp_path / "again.gguf", is_final=False) is None
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+
+
+@pytest.mark.llama
+def test_a_deepseek_that_compresses_no_queries_loads_whatever_the_number_of_its_blocks(tmp_path: Path) -> None:
+    directory = write_checkpoint("deepseek-v2", tmp_path / "checkpoint")
+    weights = {
+        name: (stored.dtype, np.zeros(stored.shape, "<u2"))
+        for name, stored in Checkpoint.open(directory).tensors.items()
+        if ".q_a_" not in name and ".q_b_" not in name
+    }
+    for block in range(3):
+        weights[f"model.layers.{block}.self_attn.q_proj.weight"] = ("BF16", np.zeros((96, 64), "<u2"))
+    for path in directory.glob("model*"):
+        path.unlink()
+    write_weights(directory, weights)
+    change_config(directory, q_lora_rank=None)
+    plan = plan_conversion(Checkpoint.open(directory))
+    write_skeleton(plan, tmp_path / "skeleton.gguf")
+
+    assert plan.metadata["deepseek2.attention.q_lora_rank"] == 0
+    assert tokenize(tmp_path / "skeleton.gguf", ["a"], has_tensors=True)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("scalar", [None, 17])
+def test_a_gemma_whose_attention_llama_cpp_would_scale_otherwise_is_refused(
+    tmp_path: Path, name: str, scalar: int | None
+) -> None:
+    directory = write_checkpoint(name, tmp_path / "checkpoint")
+    change_config(directory, query_pre_attn_scalar=scalar)  # transformers takes 256 where it is silent
+
+    with pytest.raises(UnsupportedError, match=r"query_pre_attn_scalar is (17|256); llama\.cpp takes it for 16"):
+        plan_conversion(Checkpoint.open(directory))
+
+
+@pytest.mark.parametrize("value", [1 << 31, -(1 << 31) - 1, 1 << 63])
+def test_a_setting_that_no_32_bits_hold_is_refused(tiny: Path, value: int) -> None:
+    (tiny / "generation_config.json").write_text(json.dumps({"top_k": value}))
+
+    with pytest.raises(InvalidCheckpointError, match=r"generation_config\.json has -?\d+ for top_k"):
+        plan_conversion(Checkpoint.open(tiny))
+
+
+@pytest.mark.parametrize("value", ["loudest", {}, 7])
+def test_a_way_to_choose_experts_that_is_none_is_refused(tmp_path: Path, value: object) -> None:
+    directory = write_checkpoint("deepseek-v3", tmp_path / "checkpoint")
+    change_config(directory, scoring_func=value)
+
+    with pytest.raises(InvalidCheckpointError, match="for scoring_func, which is not known"):
+        plan_conversion(Checkpoint.open(directory))
 
 
 def test_experts_that_are_missing_or_differ_are_refused(tmp_path: Path) -> None:

@@ -141,18 +141,42 @@ def test_a_decoder_that_never_ends_is_refused_or_ends(tmp_path: Path, gpt2_like:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("texts", [["a" * 64] * 1000, ["a" * 2000]], ids=["many-texts", "inside-one-text"])
 def test_a_regular_expression_that_is_slow_at_every_place_runs_out_of_time(
-    gpt2_like: Json, monkeypatch: pytest.MonkeyPatch
+    gpt2_like: Json, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
-    monkeypatch.setattr(bounded_tokenizer, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(bounded_tokenizer, "MAX_SECONDS", 1)
     slow = split("(?=(a|aa){1,18}c)")  # below the limit of ten million steps at each place
     tokenizer = BoundedTokenizer(json.dumps({**gpt2_like, "pre_tokenizer": slow}).encode())
     started = time.monotonic()
 
-    with pytest.raises(InvalidCheckpointError, match=r"takes more than \d+ s for a few hundred texts"):
-        tokenizer.encode(["a" * 64] * 1000)
+    with pytest.raises(InvalidCheckpointError, match=r"takes more than 1 s for a few hundred texts"):
+        tokenizer.encode(texts)
 
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 10
+
+
+def test_a_tokenizer_that_wants_more_memory_than_any_ends_its_own_process(
+    gpt2_like: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_tokenizer, "MEMORY_LIMIT", 128 << 20)
+    vocabulary = {**gpt2_like["model"]["vocab"], **{f"{number:064}": 1000 + number for number in range(1 << 20)}}
+    document = with_model(gpt2_like, vocab=vocabulary)
+
+    with pytest.raises(
+        InvalidCheckpointError, match=r"cannot be loaded: (tokenizers, which may own .* by SIGABRT|.*memory)"
+    ):
+        BoundedTokenizer(json.dumps(document).encode(), document)
+
+
+def test_the_process_of_a_tokenizer_ends_with_it(gpt2_like: Json) -> None:
+    tokenizer = BoundedTokenizer(json.dumps(gpt2_like).encode())
+    child = tokenizer._child
+    assert child.poll() is None
+
+    del tokenizer
+
+    assert child.poll() is not None
 
 
 def sentencepiece_model() -> bytes:

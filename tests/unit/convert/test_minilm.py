@@ -31,8 +31,9 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_minilm_gives_the_vectors_that_transformers_gives(minilm: Path, tmp_path: Path, file_type: str) -> None:
     checkpoint = Checkpoint.open(minilm)
     run_conversion(plan_conversion(checkpoint, file_type=file_type, name="minilm"), tmp_path / "minilm.gguf")
-    wanted = parity.expected(checkpoint)
-    parity.check(wanted, tokenize(tmp_path / "minilm.gguf", [text for text, _ in wanted]))
+    tried = parity.trials(checkpoint)
+    (limit,) = parity.compare(tried, tokenize(tmp_path / "minilm.gguf", [one.text for one in tried]))
+    assert limit.startswith("llama.cpp drops vowel signs, and of a Korean syllable all but the first letter")
 
     with Worker.start(tmp_path / "minilm.gguf", WorkerOptions(purpose="embed", threads=1)) as worker:
         vectors = np.array(worker.embed(RECORDED["texts"]))

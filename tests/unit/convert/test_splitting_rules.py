@@ -217,7 +217,8 @@ def test_words_between_spaces_that_are_dropped_are_a_vocabulary_of_their_own(
 
     assert (vocabulary.model, vocabulary.pre) == ("whitespace", "whitespace")
     assert len(tried) > 300
-    assert parity.compare(tried, tokenize(path, [one.text for one in tried])) == []
+    limits = parity.compare(tried, tokenize(path, [one.text for one in tried]))
+    assert [limit.startswith("llama.cpp makes a plain i of \u0130") for limit in limits] == [True] * bool(normalizer)
 
 
 def test_words_joined_to_punctuation_are_refused(tmp_path: Path) -> None:
