@@ -24,6 +24,8 @@ class Endpoint:
         """Where the registry sent us for a blob: a signed URL at a content network, as long as it lives."""
         self.refuses_put = False
         """Whether a blob in one PUT was refused, so that the next ones need not try."""
+        self.refuses_large = False
+        """Whether a large body was refused for its size, so that blobs go in pieces."""
         self._actions = _PUSH if push else _PULL
 
     def request(

@@ -28,6 +28,8 @@ class Profile:
     hosts: tuple[str, ...] = ()
     max_layer: int | None = None
     patch: Patch = Patch.SIZED
+    takes_pieces: bool = True
+    """Whether a blob may come in several PATCHes, of which it was not seen to lose any."""
     has_referrers_api: bool | None = None
     """What was seen. We ask all the same: None and False differ only in what ``doctor`` says."""
     doubt_subject_header: bool = False
@@ -69,6 +71,7 @@ PROFILES = (
         ("ghcr.io", "containers.pkg.github.com"),
         max_layer=10 * 1000**3,
         patch=Patch.CHUNKED,
+        takes_pieces=False,
         has_referrers_api=False,
         connections=_ELSEWHERE,
         notes=("an upload may take 10 minutes",),
@@ -80,15 +83,27 @@ PROFILES = (
         ("*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn", "*.dkr-ecr.*.on.aws"),
         max_layer=52_000 << 20,
         patch=Patch.NEVER,
+        takes_pieces=False,
         doubt_subject_header=True,
         connections=_ELSEWHERE,
         notes=("a repository must exist before a push", "some artifact types are refused"),
     ),
     Profile(
-        "Amazon ECR Public", ("public.ecr.aws",), max_layer=10_000 << 20, patch=Patch.NEVER, connections=_ELSEWHERE
+        "Amazon ECR Public",
+        ("public.ecr.aws",),
+        max_layer=10_000 << 20,
+        patch=Patch.NEVER,
+        takes_pieces=False,
+        connections=_ELSEWHERE,
     ),
     # "Artifact Registry: known issues": chunked uploads are not supported.
-    Profile("Google Artifact Registry", ("*.pkg.dev", "gcr.io", "*.gcr.io"), patch=Patch.NEVER, connections=_ELSEWHERE),
+    Profile(
+        "Google Artifact Registry",
+        ("*.pkg.dev", "gcr.io", "*.gcr.io"),
+        patch=Patch.NEVER,
+        takes_pieces=False,
+        connections=_ELSEWHERE,
+    ),
     Profile(
         "Azure Container Registry",
         ("*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"),
@@ -107,7 +122,7 @@ PROFILES = (
     ),
     # Several PATCHes keep only the last (wasmCloud#3405); older versions take a PATCH where they refuse the PUT
     # (containerd#3533).
-    Profile("Artifactory", ("*.jfrog.io",)),
+    Profile("Artifactory", ("*.jfrog.io",), takes_pieces=False),
 )
 
 

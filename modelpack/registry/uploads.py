@@ -1,9 +1,9 @@
 """Writing blobs into one repository: mounted where the registry has them, else uploaded in one piece.
 
 One POST and one PUT with the whole blob is what every registry does right; uploads in several PATCHes lose data on
-some. A broken upload goes on where the registry says that it stands, if that is further than before; most cannot say,
-and then this blob starts again in a fresh session. That of a process that was killed goes on like that too, where
-somebody keeps its location.
+some, and are for what stands before a registry and lets no large body through. A broken upload goes on where the
+registry says that it stands, if that is further than before; most cannot say, and then this blob starts again in a
+fresh session. That of a process that was killed goes on like that too, where somebody keeps its location.
 """
 
 import contextlib
@@ -42,6 +42,9 @@ _MAX_CANDIDATES = 3
 _PUT_REFUSED = frozenset({405, 501})
 # A blob of less is sent again sooner than anything is remembered of it.
 _WORTH_REMEMBERING = 16 << 20
+_TOO_LARGE = 413
+# As much as is sent at once to who refuses more: below the 100 MB of a content network that is usual before registries.
+_PIECE_SIZE = 16 << 20
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})", re.ASCII)
 
 
@@ -86,6 +89,10 @@ def forgetful(name: str) -> AbstractContextManager[UploadNote | None]:  # noqa: 
 
 class _PutRefusedError(Exception):
     """The registry wants a PATCH; never seen outside this module."""
+
+
+class _BodyRefusedError(Exception):
+    """Something before the registry lets no body of this size through; never seen outside this module."""
 
 
 def write(
@@ -172,10 +179,15 @@ def _upload(
             if upload is None:
                 upload, kept = _begin(endpoint, descriptor), 0
             note.keep(upload.location)
+            if endpoint.refuses_large and descriptor.size > _PIECE_SIZE:
+                upload = _send_pieces(endpoint, descriptor, open_blob, upload, note=note, report=report)
             _send(endpoint, descriptor, open_blob, upload, report)
             break
         except _PutRefusedError:
             endpoint.refuses_put, upload = True, None
+            continue
+        except _BodyRefusedError:
+            endpoint.refuses_large, upload = True, None
             continue
         except RegistryRefusedError:
             note.drop()
@@ -223,7 +235,7 @@ def _send(
     endpoint: Endpoint, descriptor: Descriptor, open_blob: OpenBlob, upload: _Upload, report: Callable[[int], None]
 ) -> None:
     """Send what the session lacks, and close it."""
-    by_patch = endpoint.refuses_put
+    by_patch = endpoint.refuses_put and upload.offset < descriptor.size
     with _Content(descriptor, open_blob, upload.offset, report) as content:
         if by_patch:
             upload = _patch(endpoint, descriptor, upload, content)
@@ -236,13 +248,55 @@ def _send(
             content,
             headers=content.headers,
             body=content.body,
-            expect=(201, 400, *_PUT_REFUSED),
+            expect=(201, 400, _TOO_LARGE, *_PUT_REFUSED),
         ) as response:
             if response.status != 201:
                 raise _refusal(endpoint, descriptor, response, by_patch=by_patch)
     # The specification leaves to registries what they make of pieces; the size says whether they have all of them.
     if upload.offset and not exists(endpoint, descriptor):
         raise TransientError(f"{name(endpoint, descriptor)} was accepted, and is not there")
+
+
+def _send_pieces(
+    endpoint: Endpoint,
+    descriptor: Descriptor,
+    open_blob: OpenBlob,
+    upload: _Upload,
+    *,
+    note: UploadNote,
+    report: Callable[[int], None],
+) -> _Upload:
+    """Send what the session lacks in one PATCH after the other; returns the session with all bytes.
+
+    Registries were seen that keep only the first of them, or the last: each has to be answered with all that was sent.
+    """
+    with _Content(descriptor, open_blob, upload.offset, report) as content:
+        for piece in content.pieces():
+            end = upload.offset + len(piece)
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(len(piece)),
+                "Content-Range": f"{upload.offset}-{end - 1}",
+            }
+            with _sent(
+                endpoint,
+                "PATCH",
+                upload.location,
+                descriptor,
+                content,
+                headers=headers,
+                body=piece,
+                expect=(202, 204),
+            ) as response:
+                received = _received(response)
+                if received != end:
+                    kept = "does not say what it keeps" if received is None else f"kept {received}"
+                    raise RegistryRefusedError(
+                        f"{endpoint.session.registry} {kept} of the {end} bytes of {descriptor.digest} that were sent"
+                    )
+                upload = _Upload(_location(endpoint, response), end)
+            note.keep(upload.location)
+    return upload
 
 
 def _patch(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content: "_Content") -> _Upload:
@@ -274,6 +328,10 @@ def _refusal(endpoint: Endpoint, descriptor: Descriptor, response: Response, *, 
     wants_patch = "UNSUPPORTED" in refusal.codes or (response.status in _PUT_REFUSED and not refusal.codes)
     if wants_patch and not by_patch and endpoint.profile.patch is not Patch.NEVER:
         return _PutRefusedError()
+    # A registry that speaks of a quota itself has a code for it.
+    is_body = response.status == _TOO_LARGE and not refusal.codes and descriptor.size > _PIECE_SIZE
+    if is_body and endpoint.profile.takes_pieces and not endpoint.refuses_large:
+        return _BodyRefusedError()
     return refusal.error(name(endpoint, descriptor))
 
 
@@ -329,6 +387,21 @@ class _Content(contextlib.ExitStack):
             return self._rest(self.enter_context(self._open_blob(0)))
 
         return begin
+
+    def pieces(self) -> Iterator[bytes]:
+        """What is to be sent, cut into pieces, each of which may be sent again."""
+        piece = bytearray()
+        for chunk in self._rest(self.enter_context(self._open_blob(0))):
+            rest = memoryview(chunk)
+            while rest:
+                taken = rest[: _PIECE_SIZE - len(piece)]
+                piece += taken
+                rest = rest[len(taken) :]
+                if len(piece) == _PIECE_SIZE:
+                    yield bytes(piece)
+                    piece.clear()
+        if piece:
+            yield bytes(piece)
 
     def _rest(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """What is to be sent. All is read and hashed, what the registry has already too."""

@@ -15,6 +15,7 @@ class Quirks:
     put_refusal: int | None = None  # a PUT with a body: only PATCH brings content
     patch_refusal: int | None = None
     largest_sized_patch: int | None = None  # more is a 416; in transfer chunks it passes
+    largest_body: int | None = None  # what stands before it answers more with 413, and hangs up
     patch_status: int = 202
     patch_keeps: str = "all"  # or "first", or "last"
     tells_status: bool = True  # GET of an upload says how far it is

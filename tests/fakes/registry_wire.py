@@ -93,6 +93,11 @@ class Exchange(BaseHTTPRequestHandler):
             self.answer(fault.status, fault.body, fault.headers)
             return
         length = int(self.headers.get("Content-Length", 0))
+        limit = self.fake.quirks.largest_body
+        if limit is not None and length > limit:
+            self.close_connection = True
+            self.answer(413, b"<html>Request Entity Too Large</html>", {})
+            return
         if fault and fault.stall_reading:
             self.fake.released.wait()
             self._reset()

@@ -108,7 +108,22 @@ def test_a_large_blob_comes_over_four_connections_at_once_where_each_is_slowed_d
     assert seen == {4: (4, 4), 1: (1, 1)}
 
 
-def test_a_proxy_that_takes_no_large_bodies_is_an_answer_and_not_a_reason_to_try_again(
+def test_a_proxy_that_takes_no_large_bodies_gets_them_in_pieces(registry: str, tmp_path: Path) -> None:
+    here = Store.open(tmp_path / "here")
+    artifact, _ = put_cncf_model(here, "tiny:v1", WEIGHTS)
+    with running_nginx(tmp_path / "nginx", registry, largest_body="20m") as address:
+        remote = at(address)
+        copy(here.repository("tiny"), remote, artifact.descriptor, tag="v1")
+        assert remote.traffic.retries == 0
+    log = (tmp_path / "nginx" / "access.log").read_text()
+    assert re.findall(r'"PATCH \S+ HTTP/1.1" (\d+)', log) == ["202"] * 3
+
+    there = Store.open(tmp_path / "there")
+    copy(at(registry), there.repository("tiny"), artifact.descriptor, tag="v1")
+    there.rehash(artifact.layers[0])
+
+
+def test_a_proxy_that_takes_not_even_pieces_is_an_answer_and_not_a_reason_to_try_again(
     registry: str, tmp_path: Path
 ) -> None:
     here = Store.open(tmp_path / "here")

@@ -11,6 +11,7 @@ from fakes.registry_flavours import ARTIFACTORY, DISTRIBUTION_2, ECR, Quirks
 from modelpack.errors import AccessDeniedError, DigestMismatchError, RegistryRefusedError, RegistryUnavailableError
 from modelpack.oci.manifest import Descriptor
 from modelpack.oci.target import Written
+from modelpack.registry import uploads
 from modelpack.registry.client import Registry, Repository
 from modelpack.registry.credentials import Credential, FixedCredentials
 from modelpack.registry.profiles import GENERIC, Patch, Profile
@@ -287,6 +288,82 @@ def test_a_registry_without_patch_gets_none(fake: FakeRegistry, open_registry: O
     with pytest.raises(RegistryRefusedError, match="405"):
         registry.repository("me/tiny").write_blob(DESCRIPTOR, open_weights)
     assert fake.count("PATCH") == 0
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_PIECE_SIZE", 1_000_000)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_body_that_is_too_large_goes_in_pieces(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000)
+    other = WEIGHTS[::-1]
+    heard: list[int] = []
+
+    repository.write_blob(DESCRIPTOR, open_weights, on_bytes=heard.append)
+    repository.write_blob(Descriptor.of(other, "application/octet-stream"), lambda _: nullcontext(iter([other])))
+
+    assert set(fake.blobs.values()) == {WEIGHTS, other}
+    ranges = [one.headers["content-range"] for one in fake.requests if one.method == "PATCH"]
+    assert ranges == ["0-999999", "1000000-1999999", "2000000-2999999"] * 2
+    # The second blob does not try what the first has learnt.
+    assert fake.count("PUT") == 3
+    assert sum(heard) == len(WEIGHTS)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("fault", [{"reset_after": 400_000}, {"status": 503}])
+def test_pieces_go_on_after_a_break(repository: Repository, fake: FakeRegistry, fault: dict[str, int]) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000)
+    repository.write_blob(Descriptor.of(b"?" * 2_000_000, "a/b"), lambda _: nullcontext(iter([b"?" * 2_000_000])))
+    sent = fake.count("PATCH")
+
+    def open_and_break(offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            with open_weights(offset) as all_of_it:
+                for number, chunk in enumerate(all_of_it):
+                    if number == 15 and fake.count("PATCH") == sent + 1:
+                        fake.fail("PATCH", "uploads", **fault)
+                    yield chunk
+
+        return nullcontext(chunks())
+
+    repository.write_blob(DESCRIPTOR, open_and_break)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    starts = [int(one.headers["content-range"].split("-")[0]) for one in fake.requests if one.method == "PATCH"][sent:]
+    assert starts[:3] == [0, 1_000_000, 1_000_000 + fault.get("reset_after", 0)]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("keeps", ["first", "last"])
+def test_a_registry_that_loses_pieces_is_found_out(repository: Repository, fake: FakeRegistry, keeps: str) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000, patch_keeps=keeps)
+
+    with pytest.raises(RegistryRefusedError, match="kept 1000000 of the 2000000 bytes"):
+        repository.write_blob(DESCRIPTOR, open_weights)
+    assert fake.blobs == {}
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_registry_that_is_known_to_lose_pieces_gets_none(fake: FakeRegistry, open_registry: OpenRegistry) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000)
+    registry = open_registry(fake, profile=Profile("forgetful", takes_pieces=False))
+
+    with pytest.raises(RegistryRefusedError, match="413"):
+        registry.repository("me/tiny").write_blob(DESCRIPTOR, open_weights)
+    assert fake.count("PATCH") == 0
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_pieces_of_what_is_not_right_are_never_closed(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000)
+    wrong = Descriptor(DESCRIPTOR.media_type, Descriptor.of(b"other", "a/b").digest, DESCRIPTOR.size)
+
+    with pytest.raises(DigestMismatchError):
+        repository.write_blob(wrong, open_weights)
+    assert fake.blobs == {}
 
 
 def test_a_patch_of_which_not_all_was_kept_does_not_pass(repository: Repository, fake: FakeRegistry) -> None:
