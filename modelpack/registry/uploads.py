@@ -187,7 +187,9 @@ def _upload(
             endpoint.refuses_put, upload = True, None
             continue
         except _BodyRefusedError:
-            endpoint.refuses_large, upload = True, None
+            endpoint.refuses_large = True
+            # Nothing of it has come to the registry, which may still have what an earlier process sent.
+            upload = _ask(endpoint, descriptor, _Upload(upload.location)) if upload and upload.offset else None
             continue
         except RegistryRefusedError:
             note.drop()

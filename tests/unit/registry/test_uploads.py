@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 from fakes.registry import FakeRegistry
@@ -15,6 +16,7 @@ from modelpack.registry import uploads
 from modelpack.registry.client import Registry, Repository
 from modelpack.registry.credentials import Credential, FixedCredentials
 from modelpack.registry.profiles import GENERIC, Patch, Profile
+from modelpack.store import Store
 
 WEIGHTS = random.Random(8).randbytes(3_000_000)
 DESCRIPTOR = Descriptor.of(WEIGHTS, "application/octet-stream")
@@ -334,6 +336,34 @@ def test_pieces_go_on_after_a_break(repository: Repository, fake: FakeRegistry, 
     assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
     starts = [int(one.headers["content-range"].split("-")[0]) for one in fake.requests if one.method == "PATCH"][sent:]
     assert starts[:3] == [0, 1_000_000, 1_000_000 + fault.get("reset_after", 0)]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_pieces_of_an_earlier_process_count(
+    fake: FakeRegistry, open_registry: OpenRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_WORTH_REMEMBERING", 0)
+    fake.quirks = Quirks(largest_body=1_200_000)
+    remember = Store.open(tmp_path / "store").push_note
+
+    def open_and_die(offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            with open_weights(offset) as all_of_it:
+                for chunk in all_of_it:
+                    if fake.count("PATCH"):
+                        raise OSError("the disk is gone")
+                    yield chunk
+
+        return nullcontext(chunks())
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        open_registry(fake).repository("me/tiny", remember=remember).write_blob(DESCRIPTOR, open_and_die)
+    written = open_registry(fake).repository("me/tiny", remember=remember).write_blob(DESCRIPTOR, open_weights)
+
+    assert fake.blobs[str(DESCRIPTOR.digest)] == WEIGHTS
+    assert written == Written(kept=1_000_000)
+    ranges = [one.headers["content-range"] for one in fake.requests if one.method == "PATCH"]
+    assert ranges == ["0-999999", "1000000-1999999", "2000000-2999999"]
 
 
 @pytest.mark.usefixtures("small_pieces")
