@@ -154,9 +154,8 @@ def run_conversion(
 
     ``between`` is called every few MiB, and what it raises ends the work.
     ``deep`` looks at every weight, and quantizing does so anyway: a NaN or an infinity, stored or made by a narrower
-    type, is refused. What is not
-    ``is_final`` but only to be worked on is neither synced to the disk nor hashed: None in place of its digest.
-    Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
+    type, is refused. What is not ``is_final`` but only to be worked on is neither synced to the disk nor hashed: None
+    in place of its digest. Raises InsufficientDiskError, ConversionError, and with ``deep`` InvalidCheckpointError.
     """
 
     def after_a_piece() -> None:

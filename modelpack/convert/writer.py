@@ -80,7 +80,7 @@ def metadata_bytes(metadata: Mapping[str, gguf.GGUFValue]) -> bytes:
 
 def header_bytes(metadata: bytes, keys: int, tensors: Sequence[PlannedTensor]) -> bytes:
     """Everything before the weights, padded to where they begin: so many ``keys`` in ``metadata``, then the tensors'
-    places. Without tensors it is a whole file, of a vocabulary and nothing else.
+    places.
     """
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), keys), metadata]
     offset = 0

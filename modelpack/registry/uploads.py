@@ -7,10 +7,9 @@ fresh session. That of a process that was killed goes on like that too, where so
 """
 
 import contextlib
-import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +17,6 @@ from urllib.parse import quote
 
 from modelpack.errors import (
     AccessDeniedError,
-    DigestMismatchError,
     InvalidContentError,
     ModelpackError,
     NotFoundError,
@@ -34,6 +32,7 @@ from modelpack.registry.http import Body, Response
 from modelpack.registry.profiles import Patch
 from modelpack.registry.refusal import Refusal
 from modelpack.registry.retry import Backoff, TransientError
+from modelpack.registry.upload_content import UploadContent, headers_of
 
 logger = logging.getLogger(__name__)
 
@@ -238,9 +237,9 @@ def _send(
 ) -> None:
     """Send what the session lacks, and close it."""
     by_patch = endpoint.refuses_put and upload.offset < descriptor.size
-    with _Content(descriptor, open_blob, upload.offset, report) as content:
+    with UploadContent(descriptor, open_blob, upload.offset, report) as content:
         if by_patch:
-            upload = _patch(endpoint, descriptor, upload, content)
+            upload = _send_whole(endpoint, descriptor, upload, content)
             content.offset = upload.offset
         with _sent(
             endpoint,
@@ -253,7 +252,7 @@ def _send(
             expect=(201, 400, _TOO_LARGE, *_PUT_REFUSED),
         ) as response:
             if response.status != 201:
-                raise _refusal(endpoint, descriptor, response, by_patch=by_patch)
+                raise _refusal(endpoint, descriptor, response, sent=descriptor.size - content.offset, by_patch=by_patch)
     # The specification leaves to registries what they make of pieces; the size says whether they have all of them.
     if upload.offset and not exists(endpoint, descriptor):
         raise TransientError(f"{name(endpoint, descriptor)} was accepted, and is not there")
@@ -272,40 +271,35 @@ def _send_pieces(
 
     Registries were seen that keep only the first of them, or the last: each has to be answered with all that was sent.
     """
-    with _Content(descriptor, open_blob, upload.offset, report) as content:
-        for piece in content.pieces():
+    with UploadContent(descriptor, open_blob, upload.offset, report) as content:
+        for piece in content.pieces(_PIECE_SIZE):
             end = upload.offset + len(piece)
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Content-Length": str(len(piece)),
-                "Content-Range": f"{upload.offset}-{end - 1}",
-            }
-            with _sent(
-                endpoint,
-                "PATCH",
-                upload.location,
-                descriptor,
-                content,
-                headers=headers,
-                body=piece,
-                expect=(202, 204),
-            ) as response:
-                received = _received(response)
-                if received != end:
-                    kept = "does not say what it keeps" if received is None else f"kept {received}"
-                    raise RegistryRefusedError(
-                        f"{endpoint.session.registry} {kept} of the {end} bytes of {descriptor.digest} that were sent"
-                    )
-                upload = _Upload(_location(endpoint, response), end)
+            headers = headers_of(upload.offset, end, descriptor.size)
+            upload = _patch(endpoint, descriptor, upload, content, headers=headers, body=piece, is_piece=True)
             note.keep(upload.location)
     return upload
 
 
-def _patch(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content: "_Content") -> _Upload:
+def _send_whole(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content: UploadContent) -> _Upload:
     """Send all that is left in one PATCH; returns the session with all bytes."""
     headers = content.headers
     if endpoint.profile.patch is Patch.CHUNKED:
         del headers["Content-Length"]
+    return _patch(endpoint, descriptor, upload, content, headers=headers, body=content.body)
+
+
+def _patch(
+    endpoint: Endpoint,
+    descriptor: Descriptor,
+    upload: _Upload,
+    content: UploadContent,
+    *,
+    headers: dict[str, str],
+    body: Body,
+    is_piece: bool = False,
+) -> _Upload:
+    """One PATCH; returns the session as the answer has it. What it keeps of a piece it has to say."""
+    end = upload.offset + len(body) if isinstance(body, bytes) else descriptor.size
     with _sent(
         endpoint,
         "PATCH",
@@ -313,26 +307,28 @@ def _patch(endpoint: Endpoint, descriptor: Descriptor, upload: _Upload, content:
         descriptor,
         content,
         headers=headers,
-        body=content.body,
+        body=body,
         expect=(201, 202, 204),
     ) as response:
         received = _received(response)
-        if received is not None and received != descriptor.size:
+        if received != end and (is_piece or received is not None):
             raise RegistryRefusedError(
-                f"{endpoint.session.registry} kept {received} of the {descriptor.size} bytes of {descriptor.digest}"
+                f"{endpoint.session.registry} kept {'nobody knows how many' if received is None else received} of the"
+                f" {end} bytes of {descriptor.digest}"
             )
         location = _location(endpoint, response) if "Location" in response.headers else upload.location
-    return _Upload(location, descriptor.size)
+    return _Upload(location, end)
 
 
-def _refusal(endpoint: Endpoint, descriptor: Descriptor, response: Response, *, by_patch: bool) -> Exception:
+def _refusal(endpoint: Endpoint, descriptor: Descriptor, response: Response, *, sent: int, by_patch: bool) -> Exception:
+    """``sent`` is how many bytes the refused PUT had."""
     refusal = Refusal.parse(response.status, response.headers, response.excerpt())
     wants_patch = "UNSUPPORTED" in refusal.codes or (response.status in _PUT_REFUSED and not refusal.codes)
     if wants_patch and not by_patch and endpoint.profile.patch is not Patch.NEVER:
         return _PutRefusedError()
     # A registry that speaks of a quota itself has a code for it.
-    is_body = response.status == _TOO_LARGE and not refusal.codes and descriptor.size > _PIECE_SIZE
-    if is_body and endpoint.profile.takes_pieces and not endpoint.refuses_large:
+    is_body = response.status == _TOO_LARGE and not refusal.codes and sent > _PIECE_SIZE
+    if is_body and endpoint.profile.takes_pieces:
         return _BodyRefusedError()
     return refusal.error(name(endpoint, descriptor))
 
@@ -342,7 +338,7 @@ def _sent(
     method: str,
     place: str,
     descriptor: Descriptor,
-    content: "_Content",
+    content: UploadContent,
     *,
     headers: dict[str, str],
     body: Body,
@@ -358,82 +354,6 @@ def _sent(
         if isinstance(error, NotFoundError):
             raise TransientError(f"the upload session of {what} is gone") from error
         raise
-
-
-class _Content(contextlib.ExitStack):
-    """The bytes of a blob from an offset on, as often as a request asks for them. A context manager."""
-
-    def __init__(self, descriptor: Descriptor, open_blob: OpenBlob, offset: int, report: Callable[[int], None]) -> None:
-        super().__init__()
-        self._descriptor, self._open_blob, self._report = descriptor, open_blob, report
-        self.offset = offset
-        # Read errors of ours must not pass for a broken connection inside urllib3: they are carried round it.
-        self.failure: Exception | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        size = self._descriptor.size
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size - self.offset)}
-        if 0 < self.offset < size:
-            headers["Content-Range"] = f"{self.offset}-{size - 1}"
-        return headers
-
-    @property
-    def body(self) -> Body:
-        if self.offset == self._descriptor.size:
-            return b""
-
-        def begin() -> Iterator[bytes]:
-            # A redirect, or a token that ended, has it sent again: the source's connection of the first time is free.
-            self.close()
-            return self._rest(self.enter_context(self._open_blob(0)))
-
-        return begin
-
-    def pieces(self) -> Iterator[bytes]:
-        """What is to be sent, cut into pieces, each of which may be sent again."""
-        piece = bytearray()
-        for chunk in self._rest(self.enter_context(self._open_blob(0))):
-            rest = memoryview(chunk)
-            while rest:
-                taken = rest[: _PIECE_SIZE - len(piece)]
-                piece += taken
-                rest = rest[len(taken) :]
-                if len(piece) == _PIECE_SIZE:
-                    yield bytes(piece)
-                    piece.clear()
-        if piece:
-            yield bytes(piece)
-
-    def _rest(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """What is to be sent. All is read and hashed, what the registry has already too."""
-        try:
-            position = 0
-            for chunk in _checked(chunks, self._descriptor):
-                rest = chunk[max(0, self.offset - position) :]
-                position += len(chunk)
-                if rest:
-                    yield rest
-                self._report(position)
-        except Exception as error:
-            # A source that is a registry itself has tried again already: that is not for the upload to repeat.
-            own = RegistryUnavailableError(str(error)) if isinstance(error, TransientError) else error
-            self.failure = own
-            raise own from (error.__cause__ if own is error else error)
-
-
-def _checked(chunks: Iterable[bytes], descriptor: Descriptor) -> Generator[bytes, None, None]:
-    hasher = hashlib.sha256()
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        hasher.update(chunk)
-        is_end = size >= descriptor.size
-        if size > descriptor.size or (is_end and hasher.hexdigest() != descriptor.digest.hex):
-            raise DigestMismatchError(f"content to upload as {descriptor.digest} is not what its digest says")
-        yield chunk
-    if size < descriptor.size:
-        raise DigestMismatchError(f"content to upload as {descriptor.digest} ends after {size} bytes")
 
 
 def _received(response: Response) -> int | None:

@@ -315,6 +315,21 @@ def test_a_body_that_is_too_large_goes_in_pieces(repository: Repository, fake: F
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_a_large_blob_learns_from_one_that_was_refused_meanwhile(repository: Repository, fake: FakeRegistry) -> None:
+    fake.quirks = Quirks(largest_body=1_200_000)
+    other = WEIGHTS[::-1]
+
+    def open_behind_another(offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        if not fake.blobs:
+            repository.write_blob(Descriptor.of(other, "a/b"), lambda _: nullcontext(iter([other])))
+        return open_weights(offset)
+
+    repository.write_blob(DESCRIPTOR, open_behind_another)
+
+    assert set(fake.blobs.values()) == {WEIGHTS, other}
+
+
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("fault", [{"reset_after": 400_000}, {"status": 503}])
 def test_pieces_go_on_after_a_break(repository: Repository, fake: FakeRegistry, fault: dict[str, int]) -> None:
     fake.quirks = Quirks(largest_body=1_200_000)
